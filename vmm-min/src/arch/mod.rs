@@ -1,0 +1,79 @@
+//! The architecture: all differences behind one set of names, and the only place with `cfg(target_arch)`.
+//!
+//! The contract, five functions for each architecture:
+//! - [`ranges`]: where RAM of a given size lies;
+//! - [`Platform::new`]: interrupt controller and vCPU, when RAM is registered;
+//! - [`Platform::prepare`]: tables in RAM and registers, so that the next KVM_RUN starts the guest;
+//! - [`Platform::set_irq`]: the level of a device's line changed;
+//! - [`Platform::run`]: one KVM_RUN, with what the guest accessed passed on to a [`Registers`].
+
+#[cfg(target_arch = "x86_64")]
+mod x86_64;
+#[cfg(target_arch = "x86_64")]
+pub use x86_64::{BASE_CMDLINE, ELF_MACHINE, NAME, Platform, UART_IRQ, host_ram_limit_bytes, kernel_window, ranges};
+
+use vm_memory::GuestAddress;
+
+use crate::error::Result;
+
+/// What the guest starts with; everything it names is in RAM already.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// First instruction.
+    pub entry: GuestAddress,
+    /// Initial RAM file system: address and length in bytes.
+    pub initrd: Option<(GuestAddress, u64)>,
+    /// Kernel command line, without NUL.
+    pub cmdline: String,
+}
+
+/// A device register, wherever the architecture puts it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Register {
+    /// UART register 0–7.
+    Uart(u16),
+    /// Exit register: the byte written is the exit code.
+    Exit,
+    /// Reset line.
+    Reset,
+    /// Power-off: bit 5 of the byte written (ACPI sleep control, SLP_EN).
+    Power,
+    /// Nothing answers here: reads as ones, ignores writes.
+    None,
+}
+
+/// How the guest ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The exit register was written.
+    Code(u8),
+    /// The guest switched the machine off.
+    PowerOff,
+    /// The guest pulled the reset line.
+    Reset,
+    /// The reader of stdout is gone.
+    OutputClosed,
+    /// The first output byte came, and that was all that was asked for (`--boot-test`).
+    FirstByte,
+    /// A user's signal.
+    Signal(crate::kick::Signal),
+}
+
+/// What to do after a step of the guest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// Run on.
+    Continue,
+    /// A signal is pending: drain, look at the descriptors, run on.
+    Kicked,
+    /// The machine is to end.
+    End(End),
+}
+
+/// The devices as the architecture sees them.
+pub trait Registers {
+    /// The guest reads a byte.
+    fn read(&mut self, register: Register) -> u8;
+    /// The guest writes a byte. Errors: of the host's side of the device.
+    fn write(&mut self, register: Register, value: u8) -> Result<Step>;
+}

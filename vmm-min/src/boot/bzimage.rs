@@ -1,0 +1,183 @@
+//! A bzImage: the ELF kernel inside it, decompressed once on the host and cached by content.
+//!
+//! Decompressing in the guest costs every boot 100 ms and more. Source: Documentation/arch/x86/boot.rst.
+
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::FileExt;
+use std::path::PathBuf;
+
+use sha2::{Digest, Sha256};
+
+use super::elf;
+use super::source::Source;
+use crate::error::{Error, Result};
+use crate::sys;
+
+/// How much of a file tells what it is: the boot sector and the setup header.
+pub const HEAD_BYTES: usize = 0x264;
+/// No kernel is larger; a payload that claims to be is refused before memory is taken for it.
+const MOST_BYTES: u32 = 1 << 30;
+/// LZ4's legacy frame holds blocks of at most this many decompressed bytes.
+const LZ4_BLOCK_BYTES: usize = 8 << 20;
+
+/// The compressed kernel within a bzImage.
+pub struct Payload {
+    compressed: Vec<u8>,
+    bytes: u32,
+}
+
+/// Finds the payload of `kernel`, whose first bytes are `head`. `None`: not a bzImage.
+pub fn payload(kernel: &Source, head: &[u8]) -> Result<Option<Payload>> {
+    if head.len() < HEAD_BYTES || head[0x1fe..0x200] != [0x55, 0xaa] || head[0x202..0x206] != *b"HdrS" {
+        return Ok(None);
+    }
+    let word = |at: usize| u32::from_le_bytes([head[at], head[at + 1], head[at + 2], head[at + 3]]);
+    let setup_sectors = match head[0x1f1] {
+        0 => 4,
+        sectors => u64::from(sectors),
+    };
+    let start = (setup_sectors + 1) * 512 + u64::from(word(0x248));
+    let length = u64::from(word(0x24c));
+    if length < 8 || start + length > kernel.bytes {
+        return Err(broken(kernel, format_args!("its header names bytes beyond its end at {}", kernel.bytes)));
+    }
+    let mut compressed = vec![0; usize::try_from(length).expect("a 32-bit length")];
+    kernel.file.read_exact_at(&mut compressed, start).map_err(|cause| kernel.unreadable(cause))?;
+    // The build appends the decompressed size.
+    let tail = compressed.split_off(compressed.len() - 4);
+    let bytes = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    if bytes > MOST_BYTES {
+        return Err(broken(kernel, format_args!("it says that its kernel has {bytes} bytes")));
+    }
+    Ok(Some(Payload { compressed, bytes }))
+}
+
+/// The ELF kernel in `payload`: from the cache, or decompressed and put there when the cache can be written.
+pub fn vmlinux(kernel: &Source, payload: &Payload) -> Result<Source> {
+    let cached = cache_path(payload);
+    if let Some(file) = cached.as_ref().and_then(|path| File::open(path).ok())
+        && file.metadata().is_ok_and(|metadata| metadata.len() == u64::from(payload.bytes))
+    {
+        return Ok(kernel.replaced(file, payload.bytes.into()));
+    }
+    let image = decompress(&payload.compressed, payload.bytes)
+        .map_err(|cause| broken(kernel, format_args!("its kernel does not decompress: {cause}")))?;
+    if !image.starts_with(&elf::MAGIC) {
+        return Err(broken(kernel, format_args!("what it holds is not an ELF kernel")));
+    }
+    let file = match cached.and_then(|path| store(&path, &image).ok()) {
+        Some(file) => file,
+        None => {
+            let mut file = sys::memfd("vmlinux").map_err(|cause| kernel.unreadable(cause))?;
+            file.write_all(&image).map_err(|cause| kernel.unreadable(cause))?;
+            file
+        }
+    };
+    Ok(kernel.replaced(file, image.len() as u64))
+}
+
+/// `$MACHINEN_CACHE_DIR/kernels/SHA256.elf`. `None`: no cache directory is known.
+fn cache_path(payload: &Payload) -> Option<PathBuf> {
+    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let root = variable("MACHINEN_CACHE_DIR")
+        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("machinen")))
+        .or_else(|| variable("HOME").map(|dir| dir.join(".cache/machinen")))?;
+    let digest = Sha256::digest(&payload.compressed);
+    let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
+    Some(root.join("kernels").join(name + ".elf"))
+}
+
+/// Puts `image` at `path` at once: readers see no part of it, and a crash leaves nothing.
+fn store(path: &std::path::Path, image: &[u8]) -> io::Result<File> {
+    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
+    fs::create_dir_all(directory)?;
+    let mut file = sys::unnamed_file(directory)?;
+    file.write_all(image)?;
+    sys::link(&file, path)?;
+    Ok(file)
+}
+
+fn decompress(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {
+    let mut image = Vec::with_capacity(usize::try_from(bytes).map_err(io::Error::other)?);
+    // One byte more than promised is enough to see that the promise was wrong.
+    let limit = u64::from(bytes) + 1;
+    match compressed {
+        [0x1f, 0x8b, ..] => {
+            flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut image)?;
+        }
+        [0x28, 0xb5, 0x2f, 0xfd, ..] => {
+            let decoder = ruzstd::decoding::StreamingDecoder::new(compressed).map_err(io::Error::other)?;
+            decoder.take(limit).read_to_end(&mut image)?;
+        }
+        [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4(blocks, &mut image)?,
+        [0xfd, b'7', b'z', b'X', b'Z', ..] => {
+            lzma_rs::xz_decompress(&mut io::Cursor::new(compressed), &mut Limited(&mut image, limit))
+                .map_err(|error| io::Error::other(format!("{error:?}")))?;
+        }
+        _ => return Err(io::Error::other("compressed by none of gzip, xz, lz4, zstd")),
+    }
+    if image.len() as u64 != u64::from(bytes) {
+        return Err(io::Error::other(format!("{bytes} bytes promised, {} found", image.len())));
+    }
+    Ok(image)
+}
+
+/// LZ4 legacy frame: blocks, each after its compressed length. Source: lz4_Frame_format.md, "Legacy frame".
+fn lz4(mut blocks: &[u8], image: &mut Vec<u8>) -> io::Result<()> {
+    while let Some((length, rest)) = blocks.split_first_chunk() {
+        let length = usize::try_from(u32::from_le_bytes(*length)).map_err(io::Error::other)?;
+        let (block, rest) = rest.split_at_checked(length).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let room = (image.capacity() - image.len()).min(LZ4_BLOCK_BYTES);
+        image.extend_from_slice(&lz4_flex::block::decompress(block, room).map_err(io::Error::other)?);
+        blocks = rest;
+    }
+    Ok(())
+}
+
+/// A writer that refuses more than a number of bytes.
+struct Limited<'a>(&'a mut Vec<u8>, u64);
+
+impl Write for Limited<'_> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        if (self.0.len() + bytes.len()) as u64 > self.1 {
+            return Err(io::Error::other("more than the promised size"));
+        }
+        self.0.write(bytes)
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+fn broken(kernel: &Source, why: std::fmt::Arguments<'_>) -> Error {
+    Error::usage("KERNEL_TRUNCATED", format!("bzImage {}: {why}", kernel.path), "was the file copied completely?")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_gives_back_what_went_in() {
+        let image: Vec<u8> = (0..100_000u32).flat_map(|n| (n / 7).to_le_bytes()).collect();
+        let length = u32::try_from(image.len()).expect("small");
+        let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
+        gzip.write_all(&image).expect("in memory");
+        let mut xz = Vec::new();
+        lzma_rs::xz_compress(&mut io::Cursor::new(&image), &mut xz).expect("in memory");
+        let zstd = ruzstd::encoding::compress_to_vec(&*image, ruzstd::encoding::CompressionLevel::Fastest);
+        let block = lz4_flex::block::compress(&image);
+        let mut lz4 = vec![0x02, 0x21, 0x4c, 0x18];
+        lz4.extend_from_slice(&u32::try_from(block.len()).expect("small").to_le_bytes());
+        lz4.extend_from_slice(&block);
+        for compressed in [gzip.finish().expect("in memory"), xz, zstd, lz4] {
+            assert_eq!(decompress(&compressed, length).expect("whole"), image);
+            assert!(decompress(&compressed, length - 1).is_err(), "longer than promised");
+            assert!(decompress(&compressed, length + 1).is_err(), "shorter than promised");
+            assert!(decompress(&compressed[..compressed.len() / 2], length).is_err(), "cut off");
+        }
+        assert!(decompress(b"neither of them", 5).is_err());
+    }
+}

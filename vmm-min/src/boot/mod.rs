@@ -1,0 +1,85 @@
+//! From files to a guest ready in RAM: kernel and initrd, mapped rather than copied.
+
+pub mod bzimage;
+pub mod elf;
+pub mod source;
+
+use vm_memory::GuestAddress;
+
+use crate::arch;
+use crate::error::{Error, Result};
+use crate::ram::{PAGE_BYTES, Ram};
+use source::Source;
+
+/// Where a loaded kernel starts and what it occupies.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Kernel {
+    /// First instruction.
+    pub entry: GuestAddress,
+    /// First address after all segments, uninitialised data included.
+    pub end: u64,
+}
+
+/// Loads an ELF kernel or a bzImage. Errors: `KERNEL_*`.
+pub fn load_kernel(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Kernel> {
+    let mut head = [0; bzimage::HEAD_BYTES];
+    let count = kernel.read_head(&mut head)?;
+    let head = &head[..count];
+    if head.starts_with(&elf::MAGIC) {
+        return elf::load(ram, window, kernel);
+    }
+    if let Some(payload) = bzimage::payload(kernel, head)? {
+        return elf::load(ram, window, &bzimage::vmlinux(kernel, &payload)?);
+    }
+    if head.get(56..60) == Some(b"ARM\x64".as_slice()) {
+        return Err(elf::wrong_architecture(kernel, "aarch64"));
+    }
+    Err(Error::usage(
+        "KERNEL_UNKNOWN_FORMAT",
+        format!("kernel {}: neither an ELF file nor a bzImage", kernel.path),
+        "give an uncompressed vmlinux or a vmlinuz",
+    ))
+}
+
+/// Places the initrd as high as RAM below the hole allows, above the kernel. Errors: `INITRD_*`.
+pub fn load_initrd(ram: &Ram, window: (u64, u64), kernel: Kernel, initrd: &Source) -> Result<(GuestAddress, u64)> {
+    let start = window.1.checked_sub(initrd.bytes).map(|start| start & !(PAGE_BYTES - 1));
+    match start {
+        Some(start) if start >= kernel.end => {
+            let start = GuestAddress(start);
+            ram.load(start, &initrd.file, 0, initrd.bytes).map_err(|cause| initrd.unreadable(cause))?;
+            Ok((start, initrd.bytes))
+        }
+        _ => {
+            let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+            Err(Error::usage(
+                "INITRD_TOO_LARGE",
+                format!(
+                    "initrd {}: its {} MiB do not fit between the kernel's end at {} MiB and {} MiB",
+                    initrd.path,
+                    mib(initrd.bytes),
+                    mib(kernel.end),
+                    window.1 >> 20,
+                ),
+                format!("give the guest more RAM with --memory, up to {} MiB are usable for it", 3072),
+            ))
+        }
+    }
+}
+
+/// Name of the architecture with ELF machine number `machine`.
+fn machine_name(machine: u16) -> String {
+    match machine {
+        3 => "i386".into(),
+        40 => "arm".into(),
+        62 => "x86_64".into(),
+        183 => "aarch64".into(),
+        243 => "riscv".into(),
+        other => format!("ELF machine {other}"),
+    }
+}
+
+/// The architecture that this monitor runs.
+fn own_machine() -> String {
+    machine_name(arch::ELF_MACHINE)
+}

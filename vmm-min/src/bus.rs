@@ -1,0 +1,122 @@
+//! The devices together: each access goes to its register, and the host's descriptors follow.
+
+use std::os::fd::AsFd;
+
+use crate::arch::{End, Register, Registers, Step};
+use crate::device::console::{Console, Output};
+use crate::device::uart::Uart;
+use crate::error::Result;
+use crate::kick::{Kick, Signal};
+use crate::sys::Ready;
+use crate::terminal::Terminal;
+
+const SLEEP_ENABLE: u8 = 1 << 5;
+
+/// All devices of one machine and their host side.
+pub struct Bus {
+    uart: Uart,
+    console: Console,
+    kick: Kick,
+    terminal: Option<Terminal>,
+    end_at_first_byte: bool,
+}
+
+impl Bus {
+    /// A UART on `console`; signals come by `kick`. `terminal`: to be given back while the process is stopped.
+    pub fn new(console: Console, kick: Kick, terminal: Option<Terminal>, end_at_first_byte: bool) -> Bus {
+        Bus { uart: Uart::default(), console, kick, terminal, end_at_first_byte }
+    }
+
+    /// The signals that interrupt KVM_RUN.
+    pub fn kick(&self) -> &Kick {
+        &self.kick
+    }
+
+    /// Level of the UART's interrupt line.
+    pub fn uart_irq(&self) -> bool {
+        self.uart.irq()
+    }
+
+    /// KVM_RUN was interrupted: takes the signals, after which every descriptor is worth a look.
+    pub fn woken(&mut self) -> Result<Step> {
+        let signal = self.kick.drain()?;
+        self.console.woken();
+        match signal {
+            None => Ok(Step::Continue),
+            Some(Signal(libc::SIGTSTP)) => {
+                if let Some(terminal) = &self.terminal {
+                    terminal.leave();
+                }
+                crate::kick::stop_self();
+                if let Some(terminal) = &self.terminal {
+                    terminal.enter()?;
+                }
+                Ok(Step::Continue)
+            }
+            Some(signal) => Ok(Step::End(End::Signal(signal))),
+        }
+    }
+
+    /// Moves what can be moved between the devices and the host, without waiting.
+    pub fn settle(&mut self) -> Result<Step> {
+        self.console.pump_input(&mut self.uart)?;
+        match self.console.pump_output(&mut self.uart)? {
+            Output::Open => Ok(Step::Continue),
+            Output::Closed => Ok(Step::End(End::OutputClosed)),
+        }
+    }
+
+    /// Waits until the host has taken enough of the output: all of it, or enough for one more byte.
+    fn make_room(&mut self, all: bool) -> Result<Step> {
+        loop {
+            let step = self.settle()?;
+            let done = if all { self.uart.transmitted().is_empty() } else { !self.uart.transmit_full() };
+            if done || step != Step::Continue {
+                return Ok(step);
+            }
+            self.kick.wait(self.console.output_fd().as_fd(), Ready::Write)?;
+            let step = self.woken()?;
+            if step != Step::Continue {
+                return Ok(step);
+            }
+        }
+    }
+
+    /// Gives the host the rest of the output. A signal meanwhile is the end instead of `end`.
+    pub fn finish(&mut self, end: End) -> Result<End> {
+        match self.make_room(true)? {
+            Step::End(End::OutputClosed) | Step::Continue | Step::Kicked => Ok(end),
+            Step::End(other) => Ok(other),
+        }
+    }
+}
+
+impl Registers for Bus {
+    fn read(&mut self, register: Register) -> u8 {
+        match register {
+            Register::Uart(offset) => self.uart.read(offset),
+            _ => 0xff,
+        }
+    }
+
+    fn write(&mut self, register: Register, value: u8) -> Result<Step> {
+        match register {
+            Register::Uart(offset) => {
+                self.uart.write(offset, value);
+                if self.uart.transmitted().is_empty() {
+                    return Ok(Step::Continue);
+                }
+                // Only a guest that does not ask for room gets here with a full FIFO: it waits, nothing is lost.
+                let step = self.make_room(false)?;
+                if self.end_at_first_byte && step == Step::Continue {
+                    return Ok(Step::End(End::FirstByte));
+                }
+                Ok(step)
+            }
+            Register::Exit => Ok(Step::End(End::Code(value))),
+            Register::Reset => Ok(Step::End(End::Reset)),
+            Register::Power if value & SLEEP_ENABLE != 0 => Ok(Step::End(End::PowerOff)),
+            Register::Power | Register::None => Ok(Step::Continue),
+        }
+    }
+}

@@ -1,0 +1,244 @@
+//! What the user asked for: flags over `MACHINEN_*` variables over defaults.
+
+use argh::FromArgs;
+
+use crate::arch;
+use crate::error::{Error, Result};
+use crate::sys;
+
+const MIB: u64 = 1 << 20;
+const LEAST_MEMORY_MIB: u64 = 4;
+const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
+
+/// Variables of the design that this version does not know how to honour; see docs/architecture.md.
+const NOT_YET: [&str; 8] = [
+    "MACHINEN_DTB",
+    "MACHINEN_ROOTDISK",
+    "MACHINEN_DISK",
+    "MACHINEN_VSOCK",
+    "MACHINEN_NET_SOCKET",
+    "MACHINEN_STATS_FILE",
+    "MACHINEN_TRACE",
+    "MACHINEN_CTL",
+];
+
+/// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
+///
+/// Exit status: the code that the guest wrote to its exit register; 0 when it switched off; 125 when the machine
+/// could not start or crashed, with one message on stderr; death by the signal that ended it.
+#[derive(FromArgs)]
+struct Args {
+    /// kernel: ELF vmlinux or bzImage, - for stdin [MACHINEN_KERNEL]
+    #[argh(option, arg_name = "file")]
+    kernel: Option<String>,
+    /// initial RAM file system, - for stdin [MACHINEN_INITRD]
+    #[argh(option, arg_name = "file")]
+    initrd: Option<String>,
+    /// words appended to the kernel command line [MACHINEN_CMDLINE]
+    #[argh(option, arg_name = "words")]
+    cmdline: Option<String>,
+    /// RAM in MiB; default: half of the host's, at least 512, at most 16384 [MACHINEN_MEMORY]
+    #[argh(option, short = 'm', arg_name = "mib")]
+    memory: Option<String>,
+    /// the console is a terminal session even when stdin and stdout are not terminals [MACHINEN_TTY]
+    #[argh(switch)]
+    tty: bool,
+    /// end at the guest's first output byte and report the time to it on stderr [MACHINEN_BOOT_TEST]
+    #[argh(switch)]
+    boot_test: bool,
+    /// errors and reports on stderr as one JSON object a line
+    #[argh(switch)]
+    #[expect(dead_code, reason = "read by wants_json, which also works when the rest does not parse")]
+    json: bool,
+    /// print the variables that would give this configuration, and end
+    #[argh(switch)]
+    print_env: bool,
+    /// print the version, and end
+    #[argh(switch)]
+    version: bool,
+}
+
+/// A checked configuration.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Config {
+    /// Path of the kernel.
+    pub kernel: String,
+    /// Path of the initrd.
+    pub initrd: Option<String>,
+    /// The user's words of the command line.
+    pub cmdline: Option<String>,
+    /// RAM in MiB.
+    pub memory_mib: u64,
+    /// The console is a terminal session.
+    pub tty: bool,
+    /// End at the first output byte.
+    pub boot_test: bool,
+}
+
+/// What a command line asks for.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Request {
+    /// Run this machine; messages as JSON or not.
+    Run(Config),
+    /// Print this to stdout and end with success.
+    Print(String),
+}
+
+/// Where values of variables come from: `std::env::var_os`, or a table in tests.
+pub type Env<'a> = &'a dyn Fn(&str) -> Option<std::ffi::OsString>;
+
+/// Reads arguments (without the program's name) and variables. No side effects.
+///
+/// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`.
+pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let args = match Args::from_args(&["vmm-min"], &arguments) {
+        Ok(args) => args,
+        Err(exit) if exit.status.is_ok() => return Ok(Request::Print(exit.output)),
+        Err(exit) => return Err(Error::usage("USAGE", exit.output.trim().replace('\n', " "), "vmm-min --help")),
+    };
+    if args.version {
+        return Ok(Request::Print(format!("vmm-min {} {}\n", env!("CARGO_PKG_VERSION"), arch::NAME)));
+    }
+    for name in NOT_YET {
+        if text(env, name)?.is_some() {
+            let hint = format!("unset {name}");
+            return Err(Error::usage("NOT_SUPPORTED", format!("{name}: this version has no such device"), hint));
+        }
+    }
+    let kernel = args.kernel.map_or_else(|| text(env, "MACHINEN_KERNEL"), |kernel| Ok(Some(kernel)))?;
+    let initrd = args.initrd.map_or_else(|| text(env, "MACHINEN_INITRD"), |initrd| Ok(Some(initrd)))?;
+    let cmdline = args.cmdline.map_or_else(|| text(env, "MACHINEN_CMDLINE"), |words| Ok(Some(words)))?;
+    let memory = args.memory.map_or_else(|| text(env, "MACHINEN_MEMORY"), |memory| Ok(Some(memory)))?;
+    let tty = args.tty || switch(env, "MACHINEN_TTY")?;
+    let boot_test = args.boot_test || switch(env, "MACHINEN_BOOT_TEST")?;
+    let memory_mib = memory.as_deref().map_or_else(default_memory_mib, memory_mib)?;
+    if args.print_env {
+        let switch = |on: bool| on.then(|| "1".to_string());
+        let memory = Some(memory_mib.to_string());
+        let set = [
+            ("KERNEL", kernel),
+            ("INITRD", initrd),
+            ("CMDLINE", cmdline),
+            ("MEMORY", memory),
+            ("TTY", switch(tty)),
+            ("BOOT_TEST", switch(boot_test)),
+        ];
+        let line = |(name, value)| Some(format!("MACHINEN_{name}={}\n", quote(&Option::<String>::clone(&value)?)));
+        return Ok(Request::Print(set.into_iter().filter_map(line).collect()));
+    }
+    let kernel = kernel.ok_or_else(|| {
+        Error::usage("KERNEL_MISSING", "no kernel given", "vmm-min --kernel FILE, or set MACHINEN_KERNEL")
+    })?;
+    if kernel == "-" && initrd.as_deref() == Some("-") {
+        return Err(Error::usage("USAGE", "kernel and initrd cannot both be stdin", "give one of them as a file"));
+    }
+    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, tty, boot_test }))
+}
+
+/// Whether errors are to be printed as JSON; works on arguments that do not parse.
+pub fn wants_json(arguments: &[String]) -> bool {
+    arguments.iter().any(|argument| argument == "--json")
+}
+
+/// A variable as text; an empty one counts as not set.
+fn text(env: Env<'_>, name: &str) -> Result<Option<String>> {
+    match env(name).filter(|value| !value.is_empty()).map(std::ffi::OsString::into_string) {
+        None => Ok(None),
+        Some(Ok(value)) => Ok(Some(value)),
+        Some(Err(_)) => Err(Error::usage("ENV_INVALID", format!("{name} is not valid UTF-8"), "")),
+    }
+}
+
+fn switch(env: Env<'_>, name: &str) -> Result<bool> {
+    match text(env, name)?.as_deref() {
+        None | Some("0" | "false" | "no") => Ok(false),
+        Some("1" | "true" | "yes") => Ok(true),
+        Some(other) => Err(Error::usage("ENV_INVALID", format!("{name}={other}: not 0 or 1"), "")),
+    }
+}
+
+fn memory_mib(text: &str) -> Result<u64> {
+    let invalid = |why: String| Error::usage("MEMORY_INVALID", format!("memory of {text:?}: {why}"), "--memory MIB");
+    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
+        return Err(invalid("not a number of MiB".into()));
+    }
+    let most = arch::host_ram_limit_bytes() / MIB;
+    match text.parse::<u64>() {
+        Ok(mib) if mib < LEAST_MEMORY_MIB => Err(invalid(format!("at least {LEAST_MEMORY_MIB} MiB are needed"))),
+        Ok(mib) if mib <= most => Ok(mib),
+        _ => Err(invalid(format!("the host's processor can address {most} MiB of guest RAM"))),
+    }
+}
+
+fn default_memory_mib() -> Result<u64> {
+    let host = sys::host_memory_bytes().map_err(|cause| Error::host("HOST_MEMORY", "sysinfo", cause))?;
+    Ok((host / 2 / MIB).clamp(*DEFAULT_MEMORY_MIB.start(), *DEFAULT_MEMORY_MIB.end()))
+}
+
+/// `value` as one word of a shell.
+fn quote(value: &str) -> String {
+    let plain = |c: char| c.is_ascii_alphanumeric() || "/._-+:,=@%".contains(c);
+    if !value.is_empty() && value.chars().all(plain) {
+        return value.into();
+    }
+    format!("'{}'", value.replace('\'', "'\\''"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Request> {
+        let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
+        let variables: Vec<(String, String)> =
+            variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
+        parse(&arguments, &|name| {
+            variables.iter().find(|(known, _)| known == name).map(|(_, value)| value.clone().into())
+        })
+    }
+
+    fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Config {
+        match parse_with(arguments, variables).expect("valid") {
+            Request::Run(config) => config,
+            Request::Print(text) => panic!("printed {text}"),
+        }
+    }
+
+    fn code(arguments: &[&str], variables: &[(&str, &str)]) -> &'static str {
+        parse_with(arguments, variables).expect_err("refused").code()
+    }
+
+    #[test]
+    fn flags_win_over_variables() {
+        let variables = [("MACHINEN_KERNEL", "env"), ("MACHINEN_MEMORY", "64"), ("MACHINEN_BOOT_TEST", "1")];
+        let both = config(&["--kernel", "flag", "-m", "128"], &variables);
+        assert_eq!((both.kernel.as_str(), both.memory_mib, both.boot_test), ("flag", 128, true));
+        let env = config(&[], &variables);
+        assert_eq!((env.kernel.as_str(), env.memory_mib), ("env", 64));
+    }
+
+    #[test]
+    fn the_default_memory_is_within_its_bounds() {
+        assert!(DEFAULT_MEMORY_MIB.contains(&config(&["--kernel", "k"], &[]).memory_mib));
+    }
+
+    #[test]
+    fn bad_input_has_its_code() {
+        assert_eq!(code(&[], &[]), "KERNEL_MISSING");
+        assert_eq!(code(&["--frobnicate"], &[]), "USAGE");
+        for memory in ["0", "3", "", "x", "-1", "1.5", "1G", "99999999999999999999", "9999999999999"] {
+            assert_eq!(code(&["--kernel", "k", "--memory", memory], &[]), "MEMORY_INVALID", "{memory}");
+        }
+        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_TTY", "maybe")]), "ENV_INVALID");
+        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x")]), "NOT_SUPPORTED");
+        assert_eq!(code(&["--kernel", "-", "--initrd", "-"], &[]), "USAGE");
+    }
+
+    #[test]
+    fn print_env_can_be_read_back_by_a_shell() {
+        let printed = parse_with(&["--kernel", "a b", "--cmdline", "it's", "-m", "64", "--print-env"], &[]);
+        let expected = "MACHINEN_KERNEL='a b'\nMACHINEN_CMDLINE='it'\\''s'\nMACHINEN_MEMORY=64\n";
+        assert_eq!(printed.expect("valid"), Request::Print(expected.into()));
+    }
+}

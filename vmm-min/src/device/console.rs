@@ -1,0 +1,200 @@
+//! The host's side of the console: stdin and stdout, without ever waiting for them.
+
+use std::collections::VecDeque;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+
+use crate::device::uart::{Received, Uart};
+use crate::error::{Error, Result};
+use crate::sys::{self, Ready};
+
+/// Most bytes moved by one read or write. A pipe that polls writable takes this many without waiting.
+const CHUNK_BYTES: usize = 4096;
+
+/// How a descriptor is used without waiting.
+enum Mode {
+    /// A description of our own with O_NONBLOCK.
+    Own,
+    /// A regular file: never waits, has no notice.
+    File,
+    /// A socket: every call says that it must not wait.
+    Socket,
+    /// Could not be opened again: asked by poll(2) before each call.
+    Polled,
+}
+
+/// One end of the host's stdio.
+struct Channel {
+    file: File,
+    mode: Mode,
+    /// Cleared by "would block", set by the next signal.
+    ready: bool,
+    /// SIGIO is asked for. Only while there is something to wait for: the other side of a pipe would send one for
+    /// each of its reads.
+    notified: bool,
+}
+
+impl Channel {
+    fn open(fd: BorrowedFd<'_>, direction: Ready) -> Result<Channel> {
+        let failed = |operation: &'static str| move |cause| Error::host("HOST_STDIO", operation, cause);
+        let own = |fd: BorrowedFd<'_>| fd.try_clone_to_owned().map_err(failed("dup of a standard stream"));
+        let (owned, mode): (OwnedFd, Mode) = match sys::file_type(fd).map_err(failed("fstat of a standard stream"))? {
+            libc::S_IFREG | libc::S_IFBLK => (own(fd)?, Mode::File),
+            libc::S_IFSOCK => (own(fd)?, Mode::Socket),
+            _ => match sys::reopen_nonblocking(fd, direction == Ready::Write) {
+                Ok(owned) => (owned, Mode::Own),
+                Err(_) => (own(fd)?, Mode::Polled),
+            },
+        };
+        Ok(Channel { file: File::from(owned), mode, ready: true, notified: false })
+    }
+
+    /// The last call would have waited: asks for a signal and stays ready for one more try, or is not ready any more.
+    fn blocked(&mut self) -> Result<()> {
+        if self.notified {
+            self.ready = false;
+        }
+        self.notify(true)
+    }
+
+    /// Switches SIGIO on or off. What ignores the request (/dev/null) never makes anyone wait either.
+    fn notify(&mut self, on: bool) -> Result<()> {
+        if self.notified != on {
+            sys::notify_by_signal(self.file.as_fd(), on)
+                .map_err(|cause| Error::host("HOST_STDIO", "F_SETFL of a standard stream", cause))?;
+            self.notified = on;
+        }
+        Ok(())
+    }
+
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        match self.mode {
+            Mode::Own | Mode::File => (&self.file).read(buffer),
+            Mode::Socket => sys::receive(self.file.as_fd(), buffer),
+            Mode::Polled => {
+                self.poll(Ready::Read)?;
+                (&self.file).read(buffer)
+            }
+        }
+    }
+
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        match self.mode {
+            Mode::Own | Mode::File => (&self.file).write(bytes),
+            Mode::Socket => sys::send(self.file.as_fd(), bytes),
+            Mode::Polled => {
+                self.poll(Ready::Write)?;
+                (&self.file).write(bytes)
+            }
+        }
+    }
+
+    fn poll(&self, direction: Ready) -> io::Result<()> {
+        use std::os::fd::AsRawFd;
+        match sys::poll([(self.file.as_raw_fd(), direction)], 0)? {
+            [true] => Ok(()),
+            [false] => Err(io::ErrorKind::WouldBlock.into()),
+        }
+    }
+}
+
+/// What became of the output.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Output {
+    /// Everything that could be written was.
+    Open,
+    /// The reader is gone (EPIPE).
+    Closed,
+}
+
+/// stdin and stdout of the monitor.
+pub struct Console {
+    input: Option<Channel>,
+    output: Channel,
+    /// Read from the host, not yet on the line.
+    pending: VecDeque<Received>,
+    /// The guest must raise OUT1 before it gets input; see docs/rootfs-contract.md.
+    wait_for_out1: bool,
+}
+
+impl Console {
+    /// Takes the process' stdin and stdout. `terminal`: the line carries a terminal session, not plain bytes.
+    /// `read_input`: false when stdin may not be read (a background job on a terminal).
+    pub fn new(terminal: bool, read_input: bool) -> Result<Console> {
+        let input = if read_input { Some(Channel::open(io::stdin().as_fd(), Ready::Read)?) } else { None };
+        let output = Channel::open(io::stdout().as_fd(), Ready::Write)?;
+        Ok(Console { input, output, pending: VecDeque::new(), wait_for_out1: !terminal })
+    }
+
+    /// A signal came: any descriptor may be ready again.
+    pub fn woken(&mut self) {
+        self.output.ready = true;
+        if let Some(input) = &mut self.input {
+            input.ready = true;
+        }
+    }
+
+    /// Moves input to the UART as far as the guest has room and the host has data.
+    pub fn pump_input(&mut self, uart: &mut Uart) -> Result<()> {
+        if self.wait_for_out1 && !uart.out1() {
+            return Ok(());
+        }
+        while uart.receive_room() > 0 {
+            if let Some(item) = self.pending.pop_front() {
+                uart.receive(item);
+            } else if !self.read_more()? {
+                return Ok(());
+            }
+        }
+        Ok(())
+    }
+
+    /// Moves the UART's output to the host as far as it takes it.
+    pub fn pump_output(&mut self, uart: &mut Uart) -> Result<Output> {
+        while self.output.ready && !uart.transmitted().is_empty() {
+            let (bytes, _) = uart.transmitted().as_slices();
+            match self.output.write(&bytes[..bytes.len().min(CHUNK_BYTES)]) {
+                Ok(count) => {
+                    uart.take_transmitted(count);
+                    self.output.notify(false)?;
+                }
+                Err(error) => match error.kind() {
+                    io::ErrorKind::WouldBlock => self.output.blocked()?,
+                    io::ErrorKind::Interrupted => {}
+                    io::ErrorKind::BrokenPipe => return Ok(Output::Closed),
+                    _ => return Err(Error::host("HOST_STDOUT", "write to stdout", error)),
+                },
+            }
+        }
+        Ok(Output::Open)
+    }
+
+    /// The descriptor to wait on for room in the output.
+    pub fn output_fd(&self) -> BorrowedFd<'_> {
+        self.output.file.as_fd()
+    }
+
+    /// Reads once; `false` when there is nothing to read now or ever again.
+    fn read_more(&mut self) -> Result<bool> {
+        let Some(input) = self.input.as_mut().filter(|input| input.ready) else { return Ok(false) };
+        let mut buffer = [0; CHUNK_BYTES];
+        match input.read(&mut buffer) {
+            Ok(0) => self.end_input(),
+            Ok(count) => self.pending.extend(buffer[..count].iter().map(|&byte| Received::Byte(byte))),
+            Err(error) => match error.kind() {
+                io::ErrorKind::WouldBlock => input.blocked()?,
+                io::ErrorKind::Interrupted => {}
+                // The terminal hung up: no more input, and SIGHUP comes to those whom it concerns.
+                _ if error.raw_os_error() == Some(libc::EIO) => self.end_input(),
+                _ => return Err(Error::host("HOST_STDIN", "read of stdin", error)),
+            },
+        }
+        Ok(true)
+    }
+    fn end_input(&mut self) {
+        self.input = None;
+        // Twice: a kernel with SysRq on the serial line takes the first for itself.
+        self.pending.extend([Received::Break, Received::Break]);
+    }
+}

@@ -1,0 +1,4 @@
+//! Devices: pure registers on one side, the host's descriptors on the other.
+
+pub mod console;
+pub mod uart;

@@ -1,0 +1,40 @@
+//! vmm-min: a KVM monitor in one process with one thread, built for the time to the guest's first byte.
+//!
+//! The map. A room is a file:
+//!
+//! | file | job |
+//! |---|---|
+//! | `main` | the only exit: arguments in, exit status out |
+//! | [`config`] | flags, variables, defaults; no side effects |
+//! | [`machine`] | the order of start-up, and the loop |
+//! | [`bus`] | from an access of the guest to a device and back |
+//! | [`device`] | registers (pure) and the host's side of them |
+//! | [`kick`], [`terminal`], [`sys`] | signals, terminal modes, system calls |
+//! | [`ram`] | guest memory |
+//! | [`boot`] | kernel and initrd into RAM |
+//! | [`arch`] | everything that differs between processors |
+//! | [`error`] | failures by blame, with stable codes |
+//!
+//! Invariants: one thread; signals are blocked outside KVM_RUN while a guest runs; a device's interrupt line is a
+//! function of its state; guest memory is only reached through [`ram::Ram`]; `unsafe` only in `ram`, `kick`, `sys`,
+//! `terminal` and `arch`; a guest cannot make the monitor panic.
+//!
+//! Non-goals: SMP, PCI, legacy PCs, firmware, live migration, graphics.
+
+pub mod arch;
+#[forbid(unsafe_code)]
+pub mod boot;
+#[forbid(unsafe_code)]
+pub mod bus;
+#[forbid(unsafe_code)]
+pub mod config;
+#[forbid(unsafe_code)]
+pub mod device;
+#[forbid(unsafe_code)]
+pub mod error;
+pub mod kick;
+#[forbid(unsafe_code)]
+pub mod machine;
+pub mod ram;
+pub mod sys;
+pub mod terminal;

@@ -1,0 +1,162 @@
+//! One virtual machine, from files to its end.
+
+use std::io::{self, IsTerminal};
+use std::os::fd::AsFd;
+use std::time::{Instant, SystemTime, UNIX_EPOCH};
+
+use kvm_ioctls::{Kvm, VmFd};
+
+use crate::arch::{self, Boot, End, Platform, Step};
+use crate::boot::source::{Role, Source};
+use crate::boot::{load_initrd, load_kernel};
+use crate::bus::Bus;
+use crate::config::Config;
+use crate::device::console::Console;
+use crate::error::{Error, Result};
+use crate::kick::Kick;
+use crate::ram::Ram;
+use crate::sys;
+use crate::terminal::Terminal;
+
+const KVM_DEVICE: &str = "/dev/kvm";
+/// The version that KVM has had since Linux 2.6.22.
+const KVM_API_VERSION: i32 = 12;
+
+/// Boots the guest that `config` describes and runs it to its end.
+///
+/// The order matters: files first, because reading them may take long and signals still have their usual effect;
+/// RAM before the interrupt controller, because a slot that comes later waits for a grace period; the terminal
+/// last, because nothing after it can fail for a reason of the user's.
+pub fn run(config: &Config) -> Result<End> {
+    let kernel = Source::open(Role::Kernel, &config.kernel)?;
+    let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path)).transpose()?;
+
+    let (kvm, vm) = open_kvm()?;
+    let ram_bytes = config.memory_mib << 20;
+    let ram = Ram::new(&arch::ranges(ram_bytes))?;
+    ram.register(&vm)?;
+    let window = arch::kernel_window(ram_bytes);
+    let loaded = load_kernel(&ram, window, &kernel)?;
+    let initrd = initrd.map(|initrd| load_initrd(&ram, window, loaded, &initrd)).transpose()?;
+
+    let kick = Kick::new()?;
+    let mut platform = Platform::new(&kvm, &vm, &kick)?;
+    let stdio = Stdio::look(config.tty);
+    let boot = Boot { entry: loaded.entry, initrd, cmdline: cmdline(config, stdio.session) };
+    platform.prepare(&ram, &boot)?;
+
+    let console = Console::new(stdio.session, stdio.readable)?;
+    let terminal = if stdio.raw { Some(Terminal::raw(io::stdin().as_fd())?) } else { None };
+    let mut bus = Bus::new(console, kick, terminal, config.boot_test);
+    let end = run_to_end(&vm, &mut platform, &mut bus)?;
+    bus.finish(end)
+}
+
+/// The loop. Errors of the guest come after its last output.
+fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> {
+    let mut step = bus.settle()?;
+    loop {
+        match step {
+            Step::End(end) => return Ok(end),
+            Step::Continue | Step::Kicked => {}
+        }
+        platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
+        step = match platform.run(vm, bus) {
+            Ok(Step::Kicked) => bus.woken()?,
+            Ok(step) => step,
+            Err(error) => {
+                // The console explains a fault better than we can.
+                bus.finish(End::PowerOff)?;
+                return Err(error);
+            }
+        };
+        if step == Step::Continue {
+            step = bus.settle()?;
+        }
+    }
+}
+
+fn open_kvm() -> Result<(Kvm, VmFd)> {
+    let kvm = Kvm::new().map_err(|error| {
+        let cause = io::Error::from_raw_os_error(error.errno());
+        let (code, hint) = match cause.kind() {
+            io::ErrorKind::NotFound => {
+                ("KVM_MISSING", "load the module (modprobe kvm-amd or kvm-intel) or switch virtualization on")
+            }
+            io::ErrorKind::PermissionDenied => ("KVM_PERMISSION", "join its group: sudo usermod -aG kvm $USER"),
+            _ => ("KVM_UNAVAILABLE", "is the device of KVM, and has it been loaded?"),
+        };
+        Error::Host { code, operation: format!("open of {KVM_DEVICE}"), cause, hint: hint.into() }
+    })?;
+    check_version(kvm.get_api_version())?;
+    let vm = kvm.create_vm().map_err(Error::kvm("KVM_CREATE_VM"))?;
+    Ok((kvm, vm))
+}
+
+fn check_version(version: i32) -> Result<()> {
+    match version {
+        KVM_API_VERSION => Ok(()),
+        // The ioctl itself failed.
+        ..0 => Err(Error::usage("KVM_TOO_OLD", format!("{KVM_DEVICE} does not answer as KVM"), "")),
+        other => Err(too_old(&format!("API version {KVM_API_VERSION} (it has {other})"))),
+    }
+}
+
+/// The host's KVM lacks `what`.
+pub fn too_old(what: &str) -> Error {
+    Error::usage("KVM_TOO_OLD", format!("the host's KVM lacks {what}"), "Linux 5.10 or newer is needed")
+}
+
+/// What stdin and stdout are.
+struct Stdio {
+    /// The line carries a terminal session.
+    session: bool,
+    /// stdin is a terminal to be put in raw mode.
+    raw: bool,
+    /// stdin may be read.
+    readable: bool,
+}
+
+impl Stdio {
+    fn look(forced: bool) -> Stdio {
+        let stdin = io::stdin();
+        let terminal = stdin.is_terminal();
+        // Reading from a terminal in the background would only bring SIGTTIN.
+        let foreground = terminal && sys::in_foreground(stdin.as_fd());
+        let session = forced || (terminal && io::stdout().is_terminal());
+        Stdio { session, raw: session && foreground, readable: foreground || !terminal }
+    }
+}
+
+/// Base words, ours, the user's: the kernel takes the last of two equal ones.
+fn cmdline(config: &Config, session: bool) -> String {
+    let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    let mut words = format!("{} machinen.epoch={}.{:09}", arch::BASE_CMDLINE, epoch.as_secs(), epoch.subsec_nanos());
+    if session {
+        words.push_str(" machinen.tty=1");
+    }
+    if let Some(own) = &config.cmdline {
+        words.push(' ');
+        words.push_str(own);
+    }
+    words
+}
+
+/// Reports the time from `start` to the first byte, for `--boot-test`.
+pub fn first_byte_report(start: Instant, json: bool) -> String {
+    let us = start.elapsed().as_micros();
+    if json { format!("{{\"first_byte_us\":{us}}}") } else { format!("vmm-min: first byte after {us} us") }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn other_api_versions_are_refused() {
+        assert!(check_version(12).is_ok());
+        for version in [-1, 0, 11, 13] {
+            assert_eq!(check_version(version).expect_err("refused").code(), "KVM_TOO_OLD");
+        }
+    }
+}

@@ -1,0 +1,235 @@
+//! Guest RAM: one anonymous mapping, with files mapped over parts of it.
+//!
+//! The mapping lives as long as the process. Pages appear when they are touched (MAP_NORESERVE), huge where the
+//! host allows it, except in the first 2 MiB, where start-up touches a handful of small pages.
+
+use std::fs::File;
+use std::io;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::FileExt;
+
+use kvm_bindings::kvm_userspace_memory_region;
+use kvm_ioctls::VmFd;
+use vm_memory::{
+    Address, Bytes, GuestAddress, GuestMemoryBackend, GuestMemoryMmap, GuestMemoryRegion, GuestRegionMmap, MmapRegion,
+};
+
+use crate::error::{Error, Result};
+
+/// Size of a page, of the host and of the guest.
+pub const PAGE_BYTES: u64 = 4096;
+const HUGE_PAGE_BYTES: u64 = 2 << 20;
+
+/// A range of guest-physical addresses that is RAM.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// First address; a multiple of 2 MiB.
+    pub start: GuestAddress,
+    /// Length in bytes; a multiple of the page size.
+    pub bytes: u64,
+}
+
+/// Guest RAM.
+pub struct Ram {
+    memory: GuestMemoryMmap,
+}
+
+impl Ram {
+    /// Maps RAM for `ranges`, which are in order and do not overlap.
+    ///
+    /// Errors: `MEMORY_UNAVAILABLE` when the host has no such address space.
+    pub fn new(ranges: &[Range]) -> Result<Ram> {
+        let total: u64 = ranges.iter().map(|range| range.bytes).sum();
+        let base = reserve(total).map_err(|cause| Error::Host {
+            code: "MEMORY_UNAVAILABLE",
+            operation: format!("mmap of {} MiB of guest RAM", total >> 20),
+            cause,
+            hint: "give the guest less with --memory".into(),
+        })?;
+        let mut offset = 0;
+        let mut regions = Vec::with_capacity(ranges.len());
+        for range in ranges {
+            let bytes = to_usize(range.bytes);
+            // SAFETY: base + offset .. + bytes lies inside the mapping that reserve() made and nobody unmaps.
+            let region = unsafe {
+                MmapRegion::build_raw(
+                    base.add(to_usize(offset)),
+                    bytes,
+                    libc::PROT_READ | libc::PROT_WRITE,
+                    libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+                )
+            };
+            let region = region.ok().and_then(|region| GuestRegionMmap::new(region, range.start));
+            regions.push(region.expect("a page-aligned region inside one mapping"));
+            offset += range.bytes;
+        }
+        let memory = GuestMemoryMmap::from_regions(regions).expect("ranges in order without overlap");
+        Ok(Ram { memory })
+    }
+
+    /// Tells KVM where the RAM is, one slot a range. To be done before any interrupt controller exists: each
+    /// slot that comes later waits for a grace period (docs/architecture.md).
+    pub fn register(&self, vm: &VmFd) -> Result<()> {
+        for (slot, region) in (0..).zip(self.memory.iter()) {
+            let slot = kvm_userspace_memory_region {
+                slot,
+                flags: 0,
+                guest_phys_addr: region.start_addr().raw_value(),
+                memory_size: region.len(),
+                userspace_addr: region.as_ptr().addr() as u64,
+            };
+            // SAFETY: the slot names memory that stays mapped for the life of the process, and no other slot
+            // overlaps it.
+            unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+        }
+        Ok(())
+    }
+
+    /// The memory, for devices and loaders.
+    pub fn memory(&self) -> &GuestMemoryMmap {
+        &self.memory
+    }
+
+    /// Copies `bytes` to `at`. `false`: the range is not all RAM.
+    #[must_use]
+    pub fn write(&self, at: GuestAddress, bytes: &[u8]) -> bool {
+        self.memory.write_slice(bytes, at).is_ok()
+    }
+
+    /// Puts `bytes` bytes of `file` from `offset` at `at`, without copying whole pages.
+    ///
+    /// Pages that lie whole inside the range are mapped copy-on-write when the file offset and the address agree
+    /// modulo the page size; the rest (head, tail) is read. The caller has checked that the file is that long and
+    /// that the range is RAM. Errors: of mmap and pread.
+    pub fn load(&self, at: GuestAddress, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let end = at.raw_value() + bytes;
+        let first_page = at.raw_value().next_multiple_of(PAGE_BYTES);
+        let last_page = end & !(PAGE_BYTES - 1);
+        let congruent = at.raw_value() % PAGE_BYTES == offset % PAGE_BYTES;
+        if !congruent || first_page >= last_page {
+            return self.copy(at, file, offset, bytes);
+        }
+        let head = first_page - at.raw_value();
+        self.copy(at, file, offset, head)?;
+        self.map(GuestAddress(first_page), file, offset + head, last_page - first_page)?;
+        self.copy(GuestAddress(last_page), file, offset + (last_page - at.raw_value()), end - last_page)
+    }
+
+    fn copy(&self, at: GuestAddress, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let mut buffer = [0; 64 << 10];
+        let mut done = 0;
+        while done < bytes {
+            let chunk = &mut buffer[..to_usize((bytes - done).min(64 << 10))];
+            file.read_exact_at(chunk, offset + done)?;
+            self.memory.write_slice(chunk, at.unchecked_add(done)).map_err(io::Error::other)?;
+            done += chunk.len() as u64;
+        }
+        Ok(())
+    }
+
+    fn map(&self, at: GuestAddress, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+        let slice = self.memory.get_slice(at, to_usize(bytes)).map_err(io::Error::other)?;
+        let target = slice.ptr_guard_mut();
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: get_slice has checked that the range is RAM, so only guest memory is replaced; nothing in this
+        // process holds a reference into guest memory.
+        let mapped = unsafe {
+            libc::mmap(
+                target.as_ptr().cast(),
+                to_usize(bytes),
+                libc::PROT_READ | libc::PROT_WRITE,
+                libc::MAP_PRIVATE | libc::MAP_FIXED,
+                file.as_raw_fd(),
+                offset,
+            )
+        };
+        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Maps `bytes` of anonymous memory at a multiple of the huge page size.
+fn reserve(bytes: u64) -> io::Result<*mut u8> {
+    let length = bytes.checked_add(HUGE_PAGE_BYTES).and_then(|length| usize::try_from(length).ok());
+    let length = length.ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+    // SAFETY: an anonymous mapping at an address of the kernel's choice replaces nothing.
+    let base = unsafe {
+        libc::mmap(
+            std::ptr::null_mut(),
+            length,
+            libc::PROT_READ | libc::PROT_WRITE,
+            libc::MAP_PRIVATE | libc::MAP_ANONYMOUS | libc::MAP_NORESERVE,
+            -1,
+            0,
+        )
+    };
+    if base == libc::MAP_FAILED {
+        return Err(io::Error::last_os_error());
+    }
+    let base = base.cast::<u8>();
+    let huge = to_usize(HUGE_PAGE_BYTES);
+    // The slack before and after stays mapped and untouched: it costs nothing.
+    let aligned = base.wrapping_add(base.addr().next_multiple_of(huge) - base.addr());
+    if bytes > HUGE_PAGE_BYTES {
+        // SAFETY: the range lies inside the mapping made above. Advice may be refused (a kernel without huge
+        // pages); RAM works without it.
+        unsafe { libc::madvise(aligned.add(huge).cast(), to_usize(bytes) - huge, libc::MADV_HUGEPAGE) };
+    }
+    Ok(aligned)
+}
+
+/// Sizes that were checked against the address space before.
+fn to_usize(value: u64) -> usize {
+    usize::try_from(value).expect("a size within the address space")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+
+    fn file(pages: u8) -> File {
+        let mut file = crate::sys::memfd("test").expect("memfd");
+        for page in 0..pages {
+            file.write_all(&[page + 1; 4096]).expect("write");
+        }
+        file
+    }
+
+    fn ram() -> Ram {
+        Ram::new(&[Range { start: GuestAddress(0), bytes: 4 << 20 }]).expect("ram")
+    }
+
+    fn bytes(ram: &Ram, at: u64, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        ram.memory().read_slice(&mut bytes, GuestAddress(at)).expect("in RAM");
+        bytes
+    }
+
+    #[test]
+    fn a_loaded_range_has_its_bytes_and_nothing_beyond() {
+        for (at, offset, count) in [(0x1000, 0, 8192), (0x1800, 0x800, 9000), (0x1234, 0x10, 8192), (0x5000, 1, 3)] {
+            let (ram, source) = (ram(), file(4));
+            let mut expected = vec![0; count];
+            ram.load(GuestAddress(at), &source, offset, count as u64).expect("load");
+            source.read_exact_at(&mut expected, offset).expect("read");
+            assert_eq!(bytes(&ram, at, count), expected, "{at:#x} {offset:#x} {count}");
+            assert_eq!(bytes(&ram, at - 1, 1), [0], "before {at:#x}");
+            assert_eq!(bytes(&ram, at + count as u64, 16), [0; 16], "after {at:#x}+{count}");
+        }
+    }
+
+    #[test]
+    fn the_guest_never_writes_to_the_file() {
+        let (ram, source) = (ram(), file(2));
+        ram.load(GuestAddress(0x1000), &source, 0, 8192).expect("load");
+        assert!(ram.write(GuestAddress(0x1000), b"guest"));
+        let mut first = [0; 5];
+        source.read_exact_at(&mut first, 0).expect("read");
+        assert_eq!(first, [1; 5]);
+    }
+
+    #[test]
+    fn writes_outside_ram_are_refused() {
+        assert!(!ram().write(GuestAddress((4 << 20) - 2), b"four"));
+    }
+}

@@ -1,0 +1,143 @@
+//! The system calls that neither std nor kvm-ioctls wraps, each a safe function of a few lines.
+
+use std::ffi::CString;
+use std::fs::File;
+use std::io;
+use std::mem::MaybeUninit;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
+use std::path::Path;
+
+/// Turns the C convention (-1 and errno) into a result.
+fn check(value: libc::c_int) -> io::Result<libc::c_int> {
+    if value < 0 { Err(io::Error::last_os_error()) } else { Ok(value) }
+}
+
+/// Opens a new description of what `fd` refers to, non-blocking, for reading or for writing.
+///
+/// Flags of an open file description are shared with whoever else holds it (the shell, the rest of the
+/// pipeline), so the monitor sets its own on a description of its own.
+pub fn reopen_nonblocking(fd: BorrowedFd<'_>, write: bool) -> io::Result<OwnedFd> {
+    let path = CString::new(format!("/proc/self/fd/{}", fd.as_raw_fd()))?;
+    let direction = if write { libc::O_WRONLY } else { libc::O_RDONLY };
+    let flags = direction | libc::O_NONBLOCK | libc::O_NOCTTY | libc::O_CLOEXEC;
+    // SAFETY: the path is a live, terminated string; open has no other requirement.
+    let fd = check(unsafe { libc::open(path.as_ptr(), flags) })?;
+    // SAFETY: open just returned this descriptor and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// An anonymous file in memory.
+pub fn memfd(name: &str) -> io::Result<File> {
+    let name = CString::new(name)?;
+    // SAFETY: the name is a live, terminated string.
+    let fd = check(unsafe { libc::memfd_create(name.as_ptr(), libc::MFD_CLOEXEC) })?;
+    // SAFETY: memfd_create just returned this descriptor and nothing else owns it.
+    Ok(unsafe { File::from_raw_fd(fd) })
+}
+
+/// File type bits (`S_IFMT`) of `fd`.
+pub fn file_type(fd: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
+    let mut stat = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: fstat fills the whole structure when it succeeds, and only then is it read.
+    let stat = unsafe {
+        check(libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
+        stat.assume_init()
+    };
+    Ok(stat.st_mode & libc::S_IFMT)
+}
+
+/// Switches SIGIO for `fd` becoming readable or writable on or off. Returns whether it is on: some kinds of file have
+/// no such notice and the kernel ignores the flag silently, so it is read back.
+pub fn notify_by_signal(fd: BorrowedFd<'_>, on: bool) -> io::Result<bool> {
+    let fd = fd.as_raw_fd();
+    // SAFETY: fcntl with these commands takes and returns integers.
+    unsafe {
+        let flags = check(libc::fcntl(fd, libc::F_GETFL))? & !libc::O_ASYNC;
+        if !on {
+            return check(libc::fcntl(fd, libc::F_SETFL, flags)).map(|_| false);
+        }
+        check(libc::fcntl(fd, libc::F_SETOWN, libc::getpid()))?;
+        check(libc::fcntl(fd, libc::F_SETFL, flags | libc::O_ASYNC))?;
+        Ok(check(libc::fcntl(fd, libc::F_GETFL))? & libc::O_ASYNC != 0)
+    }
+}
+
+/// What to wait for on one descriptor.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ready {
+    /// Data or end of file to read.
+    Read,
+    /// Room to write.
+    Write,
+}
+
+/// Waits until one of `fds` is ready or `timeout_ms` has passed (negative: no limit). Says which are ready;
+/// an error or hang-up counts as ready, because the next read or write tells it.
+pub fn poll<const N: usize>(fds: [(RawFd, Ready); N], timeout_ms: i32) -> io::Result<[bool; N]> {
+    let mut set = fds.map(|(fd, ready)| libc::pollfd {
+        fd,
+        events: match ready {
+            Ready::Read => libc::POLLIN,
+            Ready::Write => libc::POLLOUT,
+        },
+        revents: 0,
+    });
+    let count = libc::nfds_t::try_from(N).unwrap_or(0);
+    // SAFETY: the pointer and the count describe the live array `set`.
+    check(unsafe { libc::poll(set.as_mut_ptr(), count, timeout_ms) })?;
+    Ok(set.map(|entry| entry.revents != 0))
+}
+
+/// Receives from a socket without waiting, whatever the flags of its description.
+pub fn receive(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the pointer and the length describe the live, writable buffer.
+    let count = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), libc::MSG_DONTWAIT) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Sends to a socket without waiting, whatever the flags of its description.
+pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL;
+    // SAFETY: the pointer and the length describe the live buffer.
+    let count = unsafe { libc::send(fd.as_raw_fd(), bytes.as_ptr().cast(), bytes.len(), flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Physical memory of the host in bytes.
+pub fn host_memory_bytes() -> io::Result<u64> {
+    let mut info = MaybeUninit::<libc::sysinfo>::uninit();
+    // SAFETY: sysinfo fills the whole structure when it succeeds, and only then is it read.
+    let info = unsafe {
+        check(libc::sysinfo(info.as_mut_ptr()))?;
+        info.assume_init()
+    };
+    #[allow(clippy::useless_conversion, reason = "the field is narrower on 32-bit hosts")]
+    Ok(u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit)))
+}
+
+/// The terminal's foreground process group is ours: reading it and changing it will not stop us.
+pub fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
+    // SAFETY: both calls take integers and return integers.
+    unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) == libc::getpgrp() }
+}
+
+/// A file without a name in `directory`; [`link`] can give it one.
+pub fn unnamed_file(directory: &Path) -> io::Result<File> {
+    use std::os::unix::fs::OpenOptionsExt;
+    std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(directory)
+}
+
+/// Names the file that [`unnamed_file`] made. A name that exists already stays as it is.
+pub fn link(file: &File, path: &Path) -> io::Result<()> {
+    let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
+    let to = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: both paths are live, terminated strings.
+    let result = check(unsafe {
+        libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW)
+    });
+    match result {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
+        _ => Ok(()),
+    }
+}
