@@ -12,6 +12,7 @@
 //! | [`kick`], [`terminal`], [`sys`] | signals, terminal modes, system calls |
 //! | [`ram`] | guest memory |
 //! | [`boot`] | kernel and initrd into RAM |
+//! | [`cache`] | files that can be made again |
 //! | [`arch`] | everything that differs between processors |
 //! | [`error`] | failures by blame, with stable codes |
 //!
@@ -26,6 +27,8 @@ pub mod arch;
 pub mod boot;
 #[forbid(unsafe_code)]
 pub mod bus;
+#[forbid(unsafe_code)]
+pub mod cache;
 #[forbid(unsafe_code)]
 pub mod config;
 #[forbid(unsafe_code)]

@@ -38,13 +38,28 @@ pub fn memfd(name: &str) -> io::Result<File> {
 
 /// File type bits (`S_IFMT`) of `fd`.
 pub fn file_type(fd: BorrowedFd<'_>) -> io::Result<libc::mode_t> {
+    stat(fd.as_raw_fd()).map(|stat| stat.st_mode & libc::S_IFMT)
+}
+
+/// When the inode behind `file` last changed: seconds and nanoseconds since 1970.
+pub fn change_time(file: &impl AsRawFd) -> io::Result<(i64, i64)> {
+    stat(file.as_raw_fd()).map(|stat| (stat.st_ctime, stat.st_ctime_nsec))
+}
+
+/// The file belongs to this process' user and nobody else may write to it.
+pub fn is_own_file(file: &File) -> bool {
+    // SAFETY: geteuid takes nothing and cannot fail.
+    let user = unsafe { libc::geteuid() };
+    stat(file.as_raw_fd()).is_ok_and(|stat| stat.st_uid == user && stat.st_mode & 0o022 == 0)
+}
+
+fn stat(fd: RawFd) -> io::Result<libc::stat> {
     let mut stat = MaybeUninit::<libc::stat>::uninit();
     // SAFETY: fstat fills the whole structure when it succeeds, and only then is it read.
-    let stat = unsafe {
-        check(libc::fstat(fd.as_raw_fd(), stat.as_mut_ptr()))?;
-        stat.assume_init()
-    };
-    Ok(stat.st_mode & libc::S_IFMT)
+    unsafe {
+        check(libc::fstat(fd, stat.as_mut_ptr()))?;
+        Ok(stat.assume_init())
+    }
 }
 
 /// Switches SIGIO for `fd` becoming readable or writable on or off. Returns whether it is on: some kinds of file have
@@ -125,7 +140,7 @@ pub fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
 /// A file without a name in `directory`; [`link`] can give it one.
 pub fn unnamed_file(directory: &Path) -> io::Result<File> {
     use std::os::unix::fs::OpenOptionsExt;
-    std::fs::OpenOptions::new().read(true).write(true).custom_flags(libc::O_TMPFILE).open(directory)
+    std::fs::OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(directory)
 }
 
 /// Names the file that [`unnamed_file`] made. A name that exists already stays as it is.

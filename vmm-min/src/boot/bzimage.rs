@@ -2,7 +2,7 @@
 //!
 //! Decompressing in the guest costs every boot 100 ms and more. Source: Documentation/arch/x86/boot.rst.
 
-use std::fs::{self, File};
+use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
@@ -12,7 +12,7 @@ use sha2::{Digest, Sha256};
 use super::elf;
 use super::source::Source;
 use crate::error::{Error, Result};
-use crate::sys;
+use crate::{cache, sys};
 
 /// How much of a file tells what it is: the boot sector and the setup header.
 pub const HEAD_BYTES: usize = 0x264;
@@ -66,7 +66,7 @@ pub fn vmlinux(kernel: &Source, payload: &Payload) -> Result<Source> {
     if !image.starts_with(&elf::MAGIC) {
         return Err(broken(kernel, format_args!("what it holds is not an ELF kernel")));
     }
-    let file = match cached.and_then(|path| store(&path, &image).ok()) {
+    let file = match cached.and_then(|path| cache::store(&path, &image).ok()) {
         Some(file) => file,
         None => {
             let mut file = sys::memfd("vmlinux").map_err(|cause| kernel.unreadable(cause))?;
@@ -77,25 +77,11 @@ pub fn vmlinux(kernel: &Source, payload: &Payload) -> Result<Source> {
     Ok(kernel.replaced(file, image.len() as u64))
 }
 
-/// `$MACHINEN_CACHE_DIR/kernels/SHA256.elf`. `None`: no cache directory is known.
+/// `kernels/SHA256.elf` in the cache directory. `None`: there is none.
 fn cache_path(payload: &Payload) -> Option<PathBuf> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    let root = variable("MACHINEN_CACHE_DIR")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("machinen")))
-        .or_else(|| variable("HOME").map(|dir| dir.join(".cache/machinen")))?;
     let digest = Sha256::digest(&payload.compressed);
     let name: String = digest.iter().map(|byte| format!("{byte:02x}")).collect();
-    Some(root.join("kernels").join(name + ".elf"))
-}
-
-/// Puts `image` at `path` at once: readers see no part of it, and a crash leaves nothing.
-fn store(path: &std::path::Path, image: &[u8]) -> io::Result<File> {
-    let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
-    fs::create_dir_all(directory)?;
-    let mut file = sys::unnamed_file(directory)?;
-    file.write_all(image)?;
-    sys::link(&file, path)?;
-    Ok(file)
+    Some(cache::directory()?.join("kernels").join(name + ".elf"))
 }
 
 fn decompress(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {

@@ -108,9 +108,18 @@ pub enum Output {
     Closed,
 }
 
+/// Where input comes from.
+enum Input {
+    /// stdin, when the guest first has room for it.
+    Unopened,
+    Open(Channel),
+    /// Ended, or not ours to read.
+    Closed,
+}
+
 /// stdin and stdout of the monitor.
 pub struct Console {
-    input: Option<Channel>,
+    input: Input,
     output: Channel,
     /// Read from the host, not yet on the line.
     pending: VecDeque<Received>,
@@ -122,7 +131,7 @@ impl Console {
     /// Takes the process' stdin and stdout. `terminal`: the line carries a terminal session, not plain bytes.
     /// `read_input`: false when stdin may not be read (a background job on a terminal).
     pub fn new(terminal: bool, read_input: bool) -> Result<Console> {
-        let input = if read_input { Some(Channel::open(io::stdin().as_fd(), Ready::Read)?) } else { None };
+        let input = if read_input { Input::Unopened } else { Input::Closed };
         let output = Channel::open(io::stdout().as_fd(), Ready::Write)?;
         Ok(Console { input, output, pending: VecDeque::new(), wait_for_out1: !terminal })
     }
@@ -130,7 +139,7 @@ impl Console {
     /// A signal came: any descriptor may be ready again.
     pub fn woken(&mut self) {
         self.output.ready = true;
-        if let Some(input) = &mut self.input {
+        if let Input::Open(input) = &mut self.input {
             input.ready = true;
         }
     }
@@ -177,7 +186,13 @@ impl Console {
 
     /// Reads once; `false` when there is nothing to read now or ever again.
     fn read_more(&mut self) -> Result<bool> {
-        let Some(input) = self.input.as_mut().filter(|input| input.ready) else { return Ok(false) };
+        if let Input::Unopened = self.input {
+            self.input = Input::Open(Channel::open(io::stdin().as_fd(), Ready::Read)?);
+        }
+        let input = match &mut self.input {
+            Input::Open(input) if input.ready => input,
+            _ => return Ok(false),
+        };
         let mut buffer = [0; CHUNK_BYTES];
         match input.read(&mut buffer) {
             Ok(0) => self.end_input(),
@@ -193,7 +208,7 @@ impl Console {
         Ok(true)
     }
     fn end_input(&mut self) {
-        self.input = None;
+        self.input = Input::Closed;
         // Twice: a kernel with SysRq on the serial line takes the first for itself.
         self.pending.extend([Received::Break, Received::Break]);
     }

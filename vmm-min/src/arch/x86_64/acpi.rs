@@ -23,7 +23,8 @@ const BOOT_ARCH: u16 = (1 << 2) | (1 << 5);
 
 /// All tables as they lie in memory from `start`, the RSDP first.
 pub fn tables(start: u64) -> Vec<u8> {
-    let mut memory = vec![0; Rsdp::len().next_multiple_of(16)];
+    let mut memory = Vec::with_capacity(1024);
+    memory.resize(Rsdp::len().next_multiple_of(16), 0);
     let mut place = |table: &dyn Aml| {
         let at = start + memory.len() as u64;
         table.to_aml_bytes(&mut memory);

@@ -3,7 +3,7 @@
 //! Guest-physical memory:
 //!
 //! ```text
-//! 0x0000_0500  GDT                              boot tables: written at start,
+//! 0x0000_6000  GDT                              boot tables: written at start,
 //! 0x0000_7000  boot parameters ("zero page")    the kernel takes what it needs
 //! 0x0000_8ff0  stack of the first instructions
 //! 0x0000_9000  page tables (3 pages)
@@ -18,6 +18,7 @@
 
 mod acpi;
 mod cpu;
+mod cpuid;
 mod ioapic;
 mod tables;
 
@@ -95,7 +96,7 @@ impl Platform {
         vm.enable_cap(&split).map_err(Error::kvm("KVM_ENABLE_CAP(KVM_CAP_SPLIT_IRQCHIP)"))?;
         let vcpu = vm.create_vcpu(0).map_err(Error::kvm("KVM_CREATE_VCPU"))?;
         kick.arm(&vcpu)?;
-        cpu::set_cpuid(kvm, &vcpu)?;
+        cpuid::set(kvm, &vcpu)?;
         cpu::set_msrs(&vcpu)?;
         Ok(Platform { vcpu, ioapic: IoApic::default() })
     }

@@ -9,7 +9,7 @@ use crate::error::{Error, Result};
 use crate::ram::{PAGE_BYTES, Ram};
 
 /// Address of the global descriptor table.
-pub const GDT: u64 = 0x500;
+pub const GDT: u64 = 0x6000;
 /// Its limit: four descriptors.
 pub const GDT_LIMIT: u16 = 4 * 8 - 1;
 /// `__BOOT_CS` of the boot protocol.
@@ -35,8 +35,6 @@ const E820_RESERVED: u32 = 2;
 
 const PRESENT_WRITABLE: u64 = 0b11;
 const LARGE_PAGE: u64 = 1 << 7;
-/// Entries of a page table.
-const ENTRIES: usize = 512;
 
 /// Writes everything. Errors: `CMDLINE_TOO_LONG`.
 pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
@@ -50,8 +48,11 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
     let put = |at: u64, bytes: &[u8]| {
         assert!(ram.write(GuestAddress(at), bytes), "low memory is RAM");
     };
-    put(GDT, gdt().as_slice());
-    put(PAGE_TABLES, &page_tables());
+    ram.populate(GuestAddress(GDT), CMDLINE + PAGE_BYTES - GDT);
+    put(GDT, Table(GDT_ENTRIES).as_slice());
+    for (at, table) in page_tables() {
+        put(at, table.as_slice());
+    }
     put(CMDLINE, boot.cmdline.as_bytes());
     put(ACPI_START, &acpi::tables(ACPI_START));
     let last = ram.memory().last_addr().0;
@@ -60,26 +61,29 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
 }
 
 /// Null, unused, flat 64-bit code, flat data.
-fn gdt() -> Gdt {
-    Gdt([0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff])
-}
+const GDT_ENTRIES: [u64; 4] = [0, 0, 0x00af_9b00_0000_ffff, 0x00cf_9300_0000_ffff];
 
-#[derive(Clone, Copy, Default)]
+/// Entries of a page table.
+const ENTRIES: usize = 512;
+
+/// Consecutive 64-bit entries as they lie in memory.
+#[derive(Clone, Copy)]
 #[repr(transparent)]
-struct Gdt([u64; 4]);
+struct Table<const N: usize>([u64; N]);
 
-// SAFETY: four integers without padding: every byte pattern is a value and a value has no undefined byte.
-unsafe impl ByteValued for Gdt {}
+// SAFETY: integers without padding: every byte pattern is a value and a value has no undefined byte.
+unsafe impl<const N: usize> ByteValued for Table<N> {}
 
-/// One table of each level: the first GiB, identity-mapped by pages of 2 MiB.
-fn page_tables() -> Vec<u8> {
-    let mut entries = [0u64; 3 * ENTRIES];
-    entries[0] = (PAGE_TABLES + PAGE_BYTES) | PRESENT_WRITABLE;
-    entries[ENTRIES] = (PAGE_TABLES + 2 * PAGE_BYTES) | PRESENT_WRITABLE;
-    for (page, entry) in (0..).zip(&mut entries[2 * ENTRIES..]) {
-        *entry = (page << 21) | PRESENT_WRITABLE | LARGE_PAGE;
+/// One table of each level with its address: the first GiB, identity-mapped by pages of 2 MiB.
+fn page_tables() -> [(u64, Table<ENTRIES>); 3] {
+    let [mut root, mut directories, mut pages] = [[0; ENTRIES]; 3];
+    let [root_at, directories_at, pages_at] = [0, 1, 2].map(|index| PAGE_TABLES + index * PAGE_BYTES);
+    root[0] = directories_at | PRESENT_WRITABLE;
+    directories[0] = pages_at | PRESENT_WRITABLE;
+    for (index, entry) in (0..).zip(&mut pages) {
+        *entry = (index << 21) | PRESENT_WRITABLE | LARGE_PAGE;
     }
-    entries.iter().flat_map(|entry| entry.to_le_bytes()).collect()
+    [(root_at, Table(root)), (directories_at, Table(directories)), (pages_at, Table(pages))]
 }
 
 /// The zero page for a guest whose RAM ends at `ram_end`.
@@ -153,11 +157,9 @@ mod tests {
 
     #[test]
     fn page_tables_map_the_first_gib_onto_itself() {
-        let tables = page_tables();
-        let word = |at: usize| u64::from_le_bytes(tables[at..at + 8].try_into().expect("8 bytes"));
-        assert_eq!(tables.len(), 3 * 4096);
-        assert_eq!((word(0), word(4096)), (0xa003, 0xb003));
-        assert_eq!((word(8192), word(8200), word(12280)), (0x83, 0x20_0083, 0x3fe0_0083));
+        let [(_, root), (directories_at, directories), (pages_at, pages)] = page_tables();
+        assert_eq!((root.0[0], directories.0[0]), (directories_at | 3, pages_at | 3));
+        assert_eq!((pages.0[0], pages.0[1], pages.0[511]), (0x83, 0x20_0083, 0x3fe0_0083));
     }
 
     const _: () = assert!(GDT + (GDT_LIMIT as u64) < ZERO_PAGE && ZERO_PAGE + PAGE_BYTES < STACK);
