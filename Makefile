@@ -1,0 +1,56 @@
+# The recipes are short; the logic is in fixtures/ and in the tests' runner.
+
+.DEFAULT_GOAL := help
+SHELL := /bin/bash
+
+arch := $(shell uname -m)
+target := $(arch)-unknown-linux-musl
+# Debian's name, for what is made in the cache.
+debian_arch := $(subst aarch64,arm64,$(subst x86_64,amd64,$(arch)))
+out := $(or $(CARGO_TARGET_DIR),target)/$(target)/release
+
+# /init is no_std: with features that other packages turn on in shared dependencies (std) it does not link, so it is
+# always built by itself.
+no_std := guest-init
+
+# The monitor has no arm64 part yet, and these depend on it or on its lab.
+not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-benches --exclude machinen-tests
+
+.PHONY: help demo test check lint bench rootfs lab deps build clean
+
+help: ## show this
+	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
+
+demo: build ## show what it does
+	@fixtures/demo
+
+test: deps lab rootfs build ## all tests, Linux guests included (in the lab where the host cannot run them)
+	@$(out)/machinen-test $(TEST_ARGS)
+
+check: lint ## format, lints, unit tests
+	@cargo test --quiet --workspace --lib --target $(target)
+
+lint: deps ## format and lints for both architectures
+	@cargo fmt --all --check
+	@cargo clippy --quiet --workspace --exclude $(no_std) --all-targets --target x86_64-unknown-linux-musl -- -D warnings
+	@cargo clippy --quiet --workspace --exclude $(no_std) $(not_aarch64) --all-targets --target aarch64-unknown-linux-musl -- -D warnings
+	@cargo clippy --quiet -p $(no_std) --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl -- -D warnings
+
+bench: build ## benchmarks
+	@cargo bench -p machinen-benches
+
+rootfs: deps ## the root file system for test guests, cached
+	@fixtures/lab/rootfs $(debian_arch)
+
+lab: deps ## kernel and initramfs of the lab, cached
+	@fixtures/lab/prepare $(debian_arch)
+
+deps: ## install missing Debian packages and Rust targets
+	@fixtures/lab/deps
+
+build: ## release build of all programs, static
+	@cargo build --quiet --release --workspace --exclude $(no_std) --bins --target $(target)
+	@cargo build --quiet --release -p $(no_std) --target $(target)
+
+clean: ## remove the build; the cache stays
+	@cargo clean --quiet

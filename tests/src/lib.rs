@@ -1,1 +1,59 @@
-//! .
+//! The harness of the end-to-end tests: the lab, the test runner, and helpers for tests.
+//!
+//! A test file named `linux_*` needs a KVM that boots Linux, `kvm_*` one that runs guests of a few instructions; the
+//! runner takes them to where that is. All others need just the host.
+
+pub mod lab;
+mod run;
+pub mod runner;
+pub mod sys;
+
+use std::path::{Path, PathBuf};
+
+pub use run::{Finished, Run};
+
+/// The Rust target that everything is built for.
+#[must_use]
+pub fn musl_target() -> String {
+    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
+}
+
+/// Where downloaded and generated things are kept: `MACHINEN_CACHE_DIR`, or `machinen` in the user's cache.
+#[must_use]
+pub fn cache_dir() -> PathBuf {
+    set("MACHINEN_CACHE_DIR")
+        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("machinen")))
+        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/machinen"))
+}
+
+/// A program of the release build: in `MACHINEN_TEST_BIN_DIR`, or in the target directory that the caller is in.
+///
+/// # Panics
+/// When it has not been built.
+#[must_use]
+pub fn bin(name: &str) -> PathBuf {
+    let below = Path::new(&musl_target()).join("release");
+    let dir = set("MACHINEN_TEST_BIN_DIR").or_else(|| {
+        let own = std::env::current_exe().ok()?;
+        own.ancestors().map(|dir| dir.join(&below)).find(|dir| dir.join(name).exists())
+    });
+    let path = dir.unwrap_or(below).join(name);
+    assert!(path.exists(), "{} is missing; run: make build", path.display());
+    path
+}
+
+/// An asset (`vmlinuz`, `busybox`, `rootfs-debian-amd64.tar`, …): in `MACHINEN_TEST_ASSETS`, or in the cache.
+///
+/// # Panics
+/// When it has not been made.
+#[must_use]
+pub fn asset(name: &str) -> PathBuf {
+    let path = set("MACHINEN_TEST_ASSETS").unwrap_or_else(lab::assets_dir).join(name);
+    let target = if name.starts_with("rootfs-") { "rootfs" } else { "lab" };
+    assert!(path.exists(), "{} is missing; run: make {target}", path.display());
+    path
+}
+
+fn set(name: &str) -> Option<PathBuf> {
+    std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
+}

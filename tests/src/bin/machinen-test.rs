@@ -1,0 +1,160 @@
+//! `machinen-test`: runs the workspace's tests, each where it can run.
+
+#![forbid(unsafe_code)]
+
+use std::collections::VecDeque;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Mutex;
+use std::time::Duration;
+
+use machinen_tests::lab;
+use machinen_tests::runner::discover::{self, Class, Executable};
+use machinen_tests::runner::execute::{Setting, execute};
+use machinen_tests::runner::inside;
+use machinen_tests::runner::place::Place;
+use machinen_tests::runner::record::{Line, Test};
+use machinen_tests::runner::report::Report;
+
+const USAGE: &str = "\
+usage: machinen-test [OPTION]...
+
+Builds and runs all tests of the workspace, on the host and, where its KVM does not do, in the lab.
+
+  --filter TEXT      only tests whose `package::file name` contains the text
+  --where host|lab   where tests run that need KVM (default: MACHINEN_TEST_WHERE, or what machinen-probe finds)
+  --limit SECONDS    kill a test after that time (default 120)
+  --list             print the tests and do not run them
+";
+
+/// Tests at a time; the lab counts as one.
+const PARALLEL: usize = 2;
+
+struct Options {
+    filter: String,
+    place: Option<Place>,
+    limit: Duration,
+    list: bool,
+}
+
+fn main() -> ExitCode {
+    let mut args = std::env::args().skip(1);
+    let done = match args.next().as_deref() {
+        Some("--help" | "-h") => {
+            print!("{USAGE}");
+            Ok(true)
+        }
+        Some("--inside") => inside::inside(Path::new(&args.next().unwrap_or_default())).map(|()| true),
+        _ => parse(std::env::args().skip(1)).and_then(|options| run(&options)),
+    };
+    match done {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(message) => {
+            eprintln!("machinen-test: {message}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
+    let forced = |word: &str| Place::forced(word).ok_or(format!("{word} is neither host nor lab"));
+    let mut options = Options { filter: String::new(), place: None, limit: Duration::from_mins(2), list: false };
+    if let Some(word) = std::env::var("MACHINEN_TEST_WHERE").ok().filter(|word| !word.is_empty()) {
+        options.place = Some(forced(&word)?);
+    }
+    while let Some(option) = args.next() {
+        let mut value = || args.next().ok_or(format!("{option} needs a value"));
+        match option.as_str() {
+            "--list" => options.list = true,
+            "--filter" => options.filter = value()?,
+            "--where" => options.place = Some(forced(&value()?)?),
+            "--limit" => {
+                let seconds = value()?.parse().map_err(|_| "--limit needs a number of seconds")?;
+                options.limit = Duration::from_secs(seconds);
+            }
+            _ => return Err(format!("unknown option {option}\n{}", USAGE.trim_end())),
+        }
+    }
+    Ok(options)
+}
+
+/// Whether tests ran and none failed.
+fn run(options: &Options) -> Result<bool, String> {
+    let mut selected = Vec::new();
+    for executable in discover::build()? {
+        let mut tests = discover::tests(&executable)?;
+        tests.retain(|test| test.to_string().contains(&options.filter));
+        selected.push((executable, tests));
+    }
+    selected.retain(|(_, tests)| !tests.is_empty());
+    if options.list {
+        selected.iter().flat_map(|(_, tests)| tests).for_each(|test| println!("{test}"));
+        return Ok(true);
+    }
+
+    let bin_dir = bin_dir()?;
+    let assets = lab::assets_dir();
+    let setting = Setting { bin_dir: &bin_dir, assets: &assets, limit: options.limit };
+    let needs_kvm = selected.iter().any(|(executable, _)| executable.class != Class::Host);
+    let place = match &options.place {
+        Some(place) => Some(place.clone()),
+        None if needs_kvm => Some(Place::probe(&bin_dir)?),
+        None => None,
+    };
+    let count = selected.iter().map(|(_, tests)| tests.len()).sum();
+    let report = Mutex::new(Report::new(count));
+    let in_lab = |executable: &Executable| place.as_ref().is_some_and(|place| place.is_lab(executable.class));
+    let (lab, host): (Vec<_>, Vec<_>) = selected.into_iter().partition(|(executable, _)| in_lab(executable));
+    run_all(&lab, host, &setting, &report);
+
+    let report = report.into_inner().map_err(|_| "a thread of the runner panicked")?;
+    report.finish();
+    if let Some(place) = place.filter(|_| needs_kvm) {
+        println!("{}", place.sentence());
+    }
+    print!("{}", report.summary());
+    Ok(report.is_success())
+}
+
+fn run_all(
+    lab: &[(Executable, Vec<Test>)],
+    host: Vec<(Executable, Vec<Test>)>,
+    setting: &Setting,
+    report: &Mutex<Report>,
+) {
+    let tell = |line| {
+        if let Ok(mut report) = report.lock() {
+            match line {
+                Line::Started(test) => report.started(&test),
+                Line::Ended(record) => report.ended(record),
+            }
+        }
+    };
+    let queue: VecDeque<(Executable, Test)> = host
+        .into_iter()
+        .flat_map(|(executable, tests)| tests.into_iter().map(move |test| (executable.clone(), test)))
+        .collect();
+    let queue = Mutex::new(queue);
+    let work = || {
+        while let Some((executable, test)) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
+            tell(Line::Started(test.clone()));
+            tell(Line::Ended(execute(&executable.path, &executable.dir, test, setting)));
+        }
+    };
+    std::thread::scope(|scope| {
+        for _ in 1..PARALLEL {
+            scope.spawn(work);
+        }
+        if !lab.is_empty() {
+            inside::run(lab, setting, &mut |line| tell(line));
+        }
+        work();
+    });
+}
+
+/// The directory of the release programs: this program's own.
+fn bin_dir() -> Result<PathBuf, String> {
+    let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
+    own.parent().map(Path::to_owned).ok_or("the runner is nowhere".to_owned())
+}

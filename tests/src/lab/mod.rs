@@ -1,0 +1,218 @@
+//! The lab: a QEMU machine without acceleration, with a real `/dev/kvm` inside, for hosts that have none.
+//!
+//! [`Lab::run`] boots it, runs one command in it as root and ends it. `fixtures/lab/prepare` makes what it boots;
+//! `fixtures/lab/init` is its PID 1 and describes the wire.
+
+#![forbid(unsafe_code)]
+
+mod error;
+mod job;
+mod stream;
+
+use std::ffi::OsString;
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+pub use error::Error;
+pub use job::{Job, Outcome};
+use stream::Marked;
+
+use crate::{cache_dir, sys};
+
+/// The only architecture of the lab so far, by Debian's name.
+const ARCH: &str = "amd64";
+const QEMU: &str = "qemu-system-x86_64";
+/// One processor: with two, QEMU 7.2 runs a stale int3 now and then while the kernel patches itself, and panics. `EPYC`
+/// rather than `max`: without 5-level page tables and what else a nested guest pays for, it boots a third faster.
+const MACHINE: &[&str] =
+    &["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC", "-smp", "1", "-bios", "qboot.rom"];
+const CMDLINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable cryptomgr.notests";
+
+/// The virtio ports, in the order of the descriptors.
+const PORTS: [&str; 4] = ["stdout", "stderr", "files", "end"];
+const END: usize = 3;
+
+/// What `make lab` has made: what the lab boots, and assets for tests. `make rootfs` adds to it.
+#[must_use]
+pub fn assets_dir() -> PathBuf {
+    cache_dir().join("lab").join(ARCH)
+}
+
+/// A lab that `make lab` has made.
+#[derive(Debug)]
+pub struct Lab {
+    dir: PathBuf,
+}
+
+impl Lab {
+    /// Finds the lab in the cache.
+    ///
+    /// # Errors
+    /// [`Error::NotMade`] when it is not there.
+    pub fn open() -> Result<Self, Error> {
+        let dir = assets_dir();
+        match ["vmlinux", "lab.cpio"].iter().map(|name| dir.join(name)).find(|path| !path.exists()) {
+            Some(path) => Err(Error::NotMade { path }),
+            None => Ok(Self { dir }),
+        }
+    }
+
+    /// Boots the lab, runs the job, ends the lab. The command's output goes to `stdout` and `stderr` as it comes.
+    ///
+    /// # Errors
+    /// When there was no exit code: the host could not start the lab, the lab refused or died, the limit was
+    /// reached, a writer failed. Nothing is left running.
+    pub fn run(&self, job: &Job, stdout: &mut dyn Write, stderr: &mut dyn Write) -> Result<Outcome, Error> {
+        let deadline = Instant::now() + job.limit;
+        let mark = job::mark().map_err(Error::host("read", Path::new("/dev/urandom")))?;
+        let disk = anonymous_file()?;
+        job.write_disk(&disk, &mark)?;
+        let mut machine = Machine::start(&self.dir, job.memory_mib, &disk)?;
+        let mut files = anonymous_file()?;
+        let code = machine.serve(deadline, &mark, [stdout, stderr, &mut files]);
+        machine.stop();
+        let code = code.map_err(|end| end.into_error(job.limit, machine.log_tail()))?;
+        files.seek(SeekFrom::Start(0)).map_err(Error::host("seek", Path::new("files")))?;
+        Ok(Outcome { code, missing: job.unpack(files)? })
+    }
+}
+
+/// A running QEMU; dropping it kills it.
+struct Machine {
+    qemu: Child,
+    ports: [UnixStream; PORTS.len()],
+    /// The serial console and QEMU's own messages.
+    log: File,
+}
+
+/// Why a machine was of no more use.
+enum End {
+    Limit,
+    Died,
+    Refused(String),
+    Io(&'static str, io::Error),
+}
+
+impl End {
+    fn into_error(self, limit: Duration, log: String) -> Error {
+        match self {
+            Self::Limit => Error::Limit { limit, log },
+            Self::Died => Error::Died { log },
+            Self::Refused(why) => Error::Refused { why, log },
+            Self::Io(operation, error) => Error::Host { operation, path: "the lab's output".into(), error },
+        }
+    }
+}
+
+impl Machine {
+    fn start(dir: &Path, memory_mib: u32, disk: &File) -> Result<Self, Error> {
+        let host = Error::host("start", Path::new(QEMU));
+        let (ours, theirs) = (|| {
+            let [a, b, c, d] = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
+            io::Result::Ok(([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1]))
+        })()
+        .map_err(Error::host("make a socket for", Path::new(QEMU)))?;
+        let log = anonymous_file()?;
+        let log_of_qemu = || log.try_clone().map(Stdio::from);
+        let (stdout, stderr) = match (log_of_qemu(), log_of_qemu()) {
+            (Ok(stdout), Ok(stderr)) => (stdout, stderr),
+            (Err(error), _) | (_, Err(error)) => return Err(host(error)),
+        };
+
+        let mut command = Command::new(QEMU);
+        command.args(MACHINE).args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-m", &memory_mib.to_string(), "-append", CMDLINE]);
+        command.arg("-kernel").arg(dir.join("vmlinux")).arg("-initrd").arg(dir.join("lab.cpio"));
+        command.args(["-chardev", "file,id=log,append=on,path=/proc/self/fd/1", "-serial", "chardev:log"]);
+        let disk_path = format!("/proc/self/fd/{}", disk.as_raw_fd());
+        command.args(["-drive", &format!("if=none,id=job,format=raw,read-only=on,file={disk_path}")]);
+        command.args(["-device", "virtio-blk-pci,drive=job", "-device", "virtio-serial-pci"]);
+        for (name, port) in PORTS.iter().zip(&theirs) {
+            command.args(["-chardev", &format!("socket,id={name},fd={}", port.as_raw_fd())]);
+            command.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
+        }
+        command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
+        let inherited = theirs.iter().map(AsRawFd::as_raw_fd).chain([disk.as_raw_fd()]).collect();
+        sys::confine(&mut command, inherited);
+        let qemu = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoQemu { program: QEMU },
+            _ => host(error),
+        })?;
+        Ok(Self { qemu, ports: ours, log })
+    }
+
+    /// Copies the streams to their sinks until all have ended; returns the command's exit code.
+    fn serve(&mut self, deadline: Instant, mark: &[u8], sinks: [&mut dyn Write; END]) -> Result<u8, End> {
+        let mut streams = sinks.map(|sink| Marked::new(mark, sink));
+        let mut end = Vec::new();
+        let mut buffer = vec![0; 1 << 16];
+        loop {
+            if end.ends_with(b"\n") && (end.starts_with(b"fail") || streams.iter().all(Marked::ended)) {
+                return verdict(&end);
+            }
+            let left = deadline.checked_duration_since(Instant::now()).ok_or(End::Limit)?;
+            let fds = self.ports.each_ref().map(AsFd::as_fd);
+            let ready = sys::wait_readable(&fds, left).map_err(|error| End::Io("poll", error))?;
+            for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
+                let length = match (&self.ports[index]).read(&mut buffer) {
+                    Ok(0) => return Err(End::Died),
+                    Ok(length) => length,
+                    Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Err(End::Died),
+                    Err(error) => return Err(End::Io("read", error)),
+                };
+                match streams.get_mut(index) {
+                    Some(stream) => stream.push(&buffer[..length]).map_err(|error| End::Io("write", error))?,
+                    None => end.extend_from_slice(&buffer[..length]),
+                }
+            }
+        }
+    }
+
+    fn stop(&mut self) {
+        sys::kill_group(&self.qemu);
+        // It has been killed: the only error is that it has been waited for already.
+        let _ = self.qemu.wait();
+    }
+
+    /// The last lines of the console, or an empty string.
+    fn log_tail(&mut self) -> String {
+        let mut bytes = Vec::new();
+        let read = self.log.seek(SeekFrom::Start(0)).and_then(|_| self.log.read_to_end(&mut bytes));
+        let text = if read.is_ok() { String::from_utf8_lossy(&bytes) } else { return String::new() };
+        let lines: Vec<&str> = text.lines().map(str::trim_end).filter(|line| !line.is_empty()).collect();
+        lines[lines.len().saturating_sub(60)..].join("\n")
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        if let Ok(None) = self.qemu.try_wait() {
+            self.stop();
+        }
+    }
+}
+
+/// Reads the line on the `end` port.
+fn verdict(line: &[u8]) -> Result<u8, End> {
+    let line = String::from_utf8_lossy(line);
+    let (word, rest) = line.trim_end().split_once(' ').unwrap_or((&line, ""));
+    match (word, rest.parse()) {
+        ("exit", Ok(code)) => Ok(code),
+        _ => Err(End::Refused(rest.to_owned())),
+    }
+}
+
+/// A file without a name, opened for reading and appending.
+fn anonymous_file() -> Result<File, Error> {
+    let nonce = OsString::from(format!(".machinen-lab-{}-{:?}", std::process::id(), std::thread::current().id()));
+    let path = std::env::temp_dir().join(nonce);
+    let file = OpenOptions::new().create_new(true).read(true).append(true).open(&path);
+    let file = file.map_err(Error::host("create", &path))?;
+    fs::remove_file(&path).map_err(Error::host("remove", &path))?;
+    Ok(file)
+}

@@ -1,0 +1,174 @@
+//! Tests in the lab: the job on the host's side, and the loop inside.
+
+use std::fs;
+use std::io::{self, Write};
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::{Value, json};
+
+use super::discover::Executable;
+use super::execute::{Setting, execute};
+use super::record::{Line, Record, Test, Verdict};
+use crate::lab::{Job, Lab};
+
+/// Where things are in the lab. `/tmp` is the large file system.
+const RUNNER: &str = "/tmp/lab/machinen-test";
+const PLAN: &str = "/tmp/lab/plan.json";
+const BIN_DIR: &str = "/tmp/lab/bin";
+const ASSETS: &str = "/tmp/lab/assets";
+
+/// The programs and assets that tests may ask for; those that exist are brought in.
+const BINS: &[&str] = &["vmm-min", "machinen-mkinitramfs", "init", "machinen-probe"];
+const ROOTFS: &str = "rootfs-debian-amd64.tar";
+const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", ROOTFS];
+
+/// The lab's memory holds all files and the guests; the host gives only what is touched.
+const MEMORY_MIB: u32 = 6144;
+const BOOT: Duration = Duration::from_mins(1);
+
+/// Runs tests in one lab, telling `line` what happens. Tests that the lab did not get to have failed.
+pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
+    let mut open: Vec<Test> = executables.iter().flat_map(|(_, tests)| tests.clone()).collect();
+    let mut current = None;
+    let mut stderr = Vec::new();
+    let mut lines = Lines::new(|read| {
+        match &read {
+            Line::Started(test) => current = Some(test.clone()),
+            Line::Ended(record) => open.retain(|test| *test != record.test),
+        }
+        line(read);
+    });
+    let mut why = match job(executables, setting, open_count(executables)) {
+        Ok((job, plan)) => {
+            let result = Lab::open().and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
+            // The lab has ended: nobody reads the plan any more.
+            let _ = fs::remove_file(plan);
+            match result {
+                Ok(outcome) => format!("the runner in the lab ended with {}", outcome.code),
+                Err(error) => error.to_string(),
+            }
+        }
+        Err(error) => error,
+    };
+    if !stderr.is_empty() {
+        why = format!("{why}\nthe runner in the lab said:\n{}", String::from_utf8_lossy(&stderr));
+    }
+    for test in open {
+        let output = match &current {
+            Some(at) if *at == test => format!("the lab ended while this test ran: {why}"),
+            Some(at) => format!("the lab ended before this test, while {at} ran or after it"),
+            None => why.clone(),
+        };
+        line(Line::Ended(Record { test, verdict: Verdict::Failed(output), elapsed: Duration::ZERO }));
+    }
+}
+
+fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
+    executables.iter().map(|(_, tests)| u32::try_from(tests.len()).unwrap_or(u32::MAX)).sum()
+}
+
+/// The lab's job, and the file on the host that holds its plan.
+fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -> Result<(Job, PathBuf), String> {
+    let mut job = Job::new([RUNNER, "--inside", PLAN]);
+    job.memory_mib = MEMORY_MIB;
+    // Each test has its own limit inside; this one is for a lab that hangs.
+    job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
+    job.env.push(("TMPDIR".into(), "/tmp".into()));
+
+    let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
+    job.files.push((own, RUNNER.into()));
+    let mut entries = Vec::new();
+    for (index, (executable, tests)) in executables.iter().enumerate() {
+        let path = format!("/tmp/lab/tests/{index}");
+        let names: Vec<&str> = tests.iter().map(|test| test.name.as_str()).collect();
+        entries.push(json!({"path": path, "label": executable.label, "tests": names}));
+        job.files.push((executable.path.clone(), path.into()));
+    }
+    for (names, from, to) in [(BINS, setting.bin_dir, BIN_DIR), (SHARED_ASSETS, setting.assets, ASSETS)] {
+        let present = names.iter().filter(|name| from.join(name).exists());
+        job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
+    }
+    let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
+    let text =
+        json!({"limit_ms": u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX), "executables": entries});
+    fs::write(&plan, text.to_string()).map_err(|error| format!("cannot write {}: {error}", plan.display()))?;
+    job.files.push((plan.clone(), PLAN.into()));
+    Ok((job, plan))
+}
+
+/// The runner's other half, in the lab: runs a plan's tests one by one and writes a line of JSON for each.
+///
+/// # Errors
+/// When the plan cannot be read, or the lines not be written.
+pub fn inside(plan: &Path) -> Result<(), String> {
+    let text = fs::read_to_string(plan).map_err(|error| format!("cannot read {}: {error}", plan.display()))?;
+    let broken = || format!("{} is no plan", plan.display());
+    let plan: Value = serde_json::from_str(&text).map_err(|_| broken())?;
+    let limit = Duration::from_millis(plan["limit_ms"].as_u64().ok_or_else(broken)?);
+    let setting = Setting { bin_dir: Path::new(BIN_DIR), assets: Path::new(ASSETS), limit };
+    for executable in plan["executables"].as_array().ok_or_else(broken)? {
+        let path = Path::new(executable["path"].as_str().ok_or_else(broken)?);
+        let label = executable["label"].as_str().ok_or_else(broken)?;
+        for name in executable["tests"].as_array().ok_or_else(broken)? {
+            let test = Test { label: label.to_owned(), name: name.as_str().ok_or_else(broken)?.to_owned() };
+            tell(&Line::Started(test.clone()))?;
+            tell(&Line::Ended(execute(path, Path::new("/tmp"), test, &setting)))?;
+        }
+    }
+    Ok(())
+}
+
+fn tell(line: &Line) -> Result<(), String> {
+    let text = line.to_json() + "\n";
+    io::stdout().write_all(text.as_bytes()).map_err(|error| format!("cannot write a result: {error}"))
+}
+
+/// A writer that gives complete lines to a function.
+struct Lines<F> {
+    partial: Vec<u8>,
+    take: F,
+}
+
+impl<F: FnMut(Line)> Lines<F> {
+    fn new(take: F) -> Self {
+        Self { partial: Vec::new(), take }
+    }
+}
+
+impl<F: FnMut(Line)> Write for Lines<F> {
+    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
+        self.partial.extend_from_slice(bytes);
+        while let Some(end) = self.partial.iter().position(|byte| *byte == b'\n') {
+            let line: Vec<u8> = self.partial.drain(..=end).collect();
+            if let Some(line) = Line::from_json(&String::from_utf8_lossy(&line)) {
+                (self.take)(line);
+            }
+        }
+        Ok(bytes.len())
+    }
+
+    fn flush(&mut self) -> io::Result<()> {
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Write;
+
+    use super::Lines;
+    use crate::runner::record::{Line, Test};
+
+    #[test]
+    fn lines_are_taken_when_they_are_complete() {
+        let line = Line::Started(Test { label: "l".into(), name: "ü".into() });
+        let text = format!("noise\n{}\n", line.to_json());
+        let mut taken = Vec::new();
+        let mut lines = Lines::new(|line| taken.push(line));
+        for byte in text.as_bytes() {
+            lines.write_all(&[*byte]).unwrap();
+        }
+        assert_eq!(taken, [line]);
+    }
+}

@@ -1,0 +1,74 @@
+//! The system calls that the standard library has no safe function for.
+
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+use std::time::Duration;
+
+/// Makes the command a process group of its own that dies (`SIGKILL`) with the thread that spawns it, so that
+/// nothing stays behind when this process is killed, and lets it inherit `fds` under their numbers.
+pub fn confine(command: &mut Command, fds: Vec<RawFd>) {
+    command.process_group(0);
+    let parent = std::process::id();
+    // SAFETY: between fork and exec only async-signal-safe calls are made, and nothing is allocated.
+    unsafe {
+        command.pre_exec(move || {
+            if libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            // The parent may have died before the call: then nobody will send the signal.
+            if libc::getppid().cast_unsigned() != parent {
+                return Err(io::ErrorKind::BrokenPipe.into());
+            }
+            for &fd in &fds {
+                if libc::fcntl(fd, libc::F_SETFD, 0) != 0 {
+                    return Err(io::Error::last_os_error());
+                }
+            }
+            Ok(())
+        });
+    }
+}
+
+/// Kills (`SIGKILL`) every process of the group that a confined child leads. The child must not have been waited
+/// for with success before: its number could belong to somebody else.
+pub fn kill_group(child: &Child) {
+    let group = child.id().cast_signed();
+    // SAFETY: kill takes no pointers.
+    unsafe { libc::kill(-group, libc::SIGKILL) };
+}
+
+/// Waits until one of `fds` can be read (or has ended) or the time is over. Returns, for each, whether it can.
+///
+/// # Errors
+/// Those of poll(2), apart from `EINTR`, which counts as nothing to read.
+pub fn wait_readable(fds: &[BorrowedFd], limit: Duration) -> io::Result<Vec<bool>> {
+    let mut polls: Vec<libc::pollfd> =
+        fds.iter().map(|fd| libc::pollfd { fd: fd.as_raw_fd(), events: libc::POLLIN, revents: 0 }).collect();
+    // Rounded up: a wait of 0 would spin through the last millisecond.
+    let ms = i32::try_from(limit.as_millis() + 1).unwrap_or(i32::MAX);
+    let count = libc::nfds_t::try_from(polls.len()).unwrap_or(0);
+    // SAFETY: `polls` is an array of that many pollfd.
+    if unsafe { libc::poll(polls.as_mut_ptr(), count, ms) } < 0 {
+        let error = io::Error::last_os_error();
+        if error.kind() != io::ErrorKind::Interrupted {
+            return Err(error);
+        }
+    }
+    Ok(polls.iter().map(|poll| poll.revents != 0).collect())
+}
+
+/// A descriptor that can be read from when the child has ended, whether or not somebody has waited for it.
+///
+/// # Errors
+/// Those of pidfd_open(2).
+pub fn pidfd(child: &Child) -> io::Result<OwnedFd> {
+    // SAFETY: the call takes no pointers.
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, libc::c_long::from(child.id()), 0) };
+    match RawFd::try_from(fd) {
+        // SAFETY: a new descriptor that nobody else owns.
+        Ok(fd) if fd >= 0 => Ok(unsafe { OwnedFd::from_raw_fd(fd) }),
+        _ => Err(io::Error::last_os_error()),
+    }
+}
