@@ -61,7 +61,7 @@ pub fn load_initrd(ram: &Ram, window: (u64, u64), kernel: Kernel, initrd: &Sourc
                     mib(kernel.end),
                     window.1 >> 20,
                 ),
-                format!("give the guest more RAM with --memory, up to {} MiB are usable for it", 3072),
+                "give the guest more RAM with --memory",
             ))
         }
     }

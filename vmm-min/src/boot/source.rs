@@ -2,6 +2,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
+use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
 use crate::error::{Error, Result};
@@ -50,7 +51,6 @@ impl Source {
     ///
     /// Errors: `…_NOT_FOUND`, `…_UNREADABLE`, `…_EMPTY`.
     pub fn open(role: Role, path: &str) -> Result<Source> {
-        let name = if path == "-" { "/dev/stdin" } else { path };
         let fail = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound => Error::Host {
                 code: role.code("KERNEL_NOT_FOUND", "INITRD_NOT_FOUND"),
@@ -60,7 +60,11 @@ impl Source {
             },
             _ => unreadable(role, path, cause),
         };
-        let file = File::open(name).map_err(fail)?;
+        let file = match path {
+            "-" => io::stdin().as_fd().try_clone_to_owned().map(File::from),
+            _ => File::open(path),
+        }
+        .map_err(fail)?;
         let kind = file.metadata().map_err(fail)?.file_type();
         if kind.is_dir() {
             return Err(fail(io::Error::from_raw_os_error(libc::EISDIR)));

@@ -1,0 +1,222 @@
+//! The command to run, from `/machinen-config.json`.
+
+use alloc::borrow::ToOwned;
+use alloc::collections::BTreeMap;
+use alloc::ffi::CString;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use core::fmt;
+use serde_json::{Map, Value};
+
+const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+const DEFAULT_HOME: &str = "/root";
+/// The least that any terminal at the other end understands; one that knows better is named in `env`.
+const DEFAULT_TERM: &str = "vt100";
+
+/// A command, ready for execve(2).
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Program and arguments; never empty.
+    pub argv: Vec<CString>,
+    /// `NAME=value`, sorted by name, each name once.
+    pub env: Vec<CString>,
+    /// Value of `PATH` in `env`.
+    pub path: CString,
+    /// Working directory, absolute.
+    pub cwd: CString,
+}
+
+/// What is wrong with the configuration.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// Not JSON; holds the parser's words.
+    Json(String),
+    /// The named part is not of this type.
+    Type(&'static str, &'static str),
+    /// The named part contains a NUL, which no string of execve(2) can.
+    Nul(&'static str),
+    /// A name in `env` that is empty or contains `=`.
+    EnvName(String),
+    /// `cwd` does not start with a slash.
+    RelativeCwd(String),
+}
+
+impl fmt::Display for Refusal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Json(why) => write!(f, "not valid JSON: {why}"),
+            Self::Type(part, wanted) => write!(f, "{part}: not {wanted}"),
+            Self::Nul(part) => write!(f, "{part}: contains a NUL character"),
+            Self::EnvName(name) => write!(f, "env: not a name: {name:?}"),
+            Self::RelativeCwd(cwd) => write!(f, "cwd: not an absolute path: {cwd:?}"),
+        }
+    }
+}
+
+/// Reads `{"cmd": [string, …], "env": {name: string, …}, "cwd": string}`; `env` and `cwd` may be absent, other
+/// keys are ignored, of two equal keys the last counts. With `tty` the environment gets a default `TERM`.
+///
+/// # Errors
+/// [`Refusal`] for anything else than that.
+pub fn parse(json: &[u8], tty: bool) -> Result<Command, Refusal> {
+    let config: Map<String, Value> = match serde_json::from_slice(json) {
+        Ok(Value::Object(config)) => config,
+        Ok(_) => return Err(Refusal::Type("top level", "an object")),
+        Err(error) => return Err(Refusal::Json(error.to_string())),
+    };
+    let env = environment(config.get("env"), tty)?;
+    Ok(Command {
+        argv: arguments(config.get("cmd"))?,
+        path: c_string(env["PATH"], "env")?,
+        env: env
+            .into_iter()
+            .map(|(name, value)| c_string(&[name, "=", value].concat(), "env"))
+            .collect::<Result<_, _>>()?,
+        cwd: working_directory(config.get("cwd"))?,
+    })
+}
+
+fn arguments(cmd: Option<&Value>) -> Result<Vec<CString>, Refusal> {
+    const WANTED: Refusal = Refusal::Type("cmd", "a non-empty array of strings");
+    let words = cmd.and_then(Value::as_array).filter(|words| !words.is_empty()).ok_or(WANTED)?;
+    words.iter().map(|word| c_string(word.as_str().ok_or(WANTED)?, "cmd")).collect()
+}
+
+fn environment(env: Option<&Value>, tty: bool) -> Result<BTreeMap<&str, &str>, Refusal> {
+    const WANTED: Refusal = Refusal::Type("env", "an object of strings");
+    let mut all = BTreeMap::from([("PATH", DEFAULT_PATH), ("HOME", DEFAULT_HOME)]);
+    if tty {
+        all.insert("TERM", DEFAULT_TERM);
+    }
+    let Some(env) = env else { return Ok(all) };
+    for (name, value) in env.as_object().ok_or(WANTED)? {
+        if name.is_empty() || name.contains('=') {
+            return Err(Refusal::EnvName(name.clone()));
+        }
+        all.insert(name, value.as_str().ok_or(WANTED)?);
+    }
+    Ok(all)
+}
+
+fn working_directory(cwd: Option<&Value>) -> Result<CString, Refusal> {
+    let Some(cwd) = cwd else { return Ok(c"/".to_owned()) };
+    let cwd = cwd.as_str().ok_or(Refusal::Type("cwd", "a string"))?;
+    if !cwd.starts_with('/') {
+        return Err(Refusal::RelativeCwd(cwd.to_owned()));
+    }
+    c_string(cwd, "cwd")
+}
+
+fn c_string(text: &str, part: &'static str) -> Result<CString, Refusal> {
+    CString::new(text).map_err(|_| Refusal::Nul(part))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Command, parse};
+    use proptest::prelude::{any, prop, proptest};
+    use std::collections::BTreeMap;
+    use std::ffi::CString;
+
+    fn strings(list: &[CString]) -> Vec<&str> {
+        list.iter().map(|text| text.to_str().unwrap()).collect()
+    }
+
+    fn refusal(json: &str) -> String {
+        parse(json.as_bytes(), false).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn cmd_alone_gets_the_defaults() {
+        let command = parse(br#"{"cmd": ["sh", "-c", ""]}"#, false).unwrap();
+        assert_eq!(strings(&command.argv), ["sh", "-c", ""]);
+        let path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+        assert_eq!(strings(&command.env), ["HOME=/root", &format!("PATH={path}")]);
+        assert_eq!(command.path.to_str(), Ok(path));
+        assert_eq!(command.cwd.to_str(), Ok("/"));
+    }
+
+    #[test]
+    fn env_overrides_the_defaults() {
+        let json = br#"{"cmd":["x"],"env":{"PATH":"/p","TERM":"xterm","EMPTY":"","A":"b=c"},"cwd":"/w"}"#;
+        let command = parse(json, true).unwrap();
+        assert_eq!(strings(&command.env), ["A=b=c", "EMPTY=", "HOME=/root", "PATH=/p", "TERM=xterm"]);
+        assert_eq!((command.path.to_str(), command.cwd.to_str()), (Ok("/p"), Ok("/w")));
+    }
+
+    #[test]
+    fn only_a_terminal_gives_a_default_term() {
+        let has_term = |tty| {
+            let Command { env, .. } = parse(br#"{"cmd":["x"]}"#, tty).unwrap();
+            strings(&env).contains(&"TERM=vt100")
+        };
+        assert!(has_term(true) && !has_term(false));
+    }
+
+    #[test]
+    fn other_keys_are_ignored_and_the_last_of_two_counts() {
+        let command = parse(br#"{"v":[1.5e3,null,{}],"cmd":["a"],"cmd":["b"]}"#, false).unwrap();
+        assert_eq!(strings(&command.argv), ["b"]);
+    }
+
+    #[test]
+    fn wrong_types_are_named() {
+        for json in [r#"{}"#, r#"{"cmd":[]}"#, r#"{"cmd":"sh"}"#, r#"{"cmd":["a",1]}"#, r#"{"cmd":null}"#] {
+            assert_eq!(refusal(json), "cmd: not a non-empty array of strings");
+        }
+        for env in ["[]", "null", r#"{"A":1}"#, r#"{"A":null}"#] {
+            let json = format!(r#"{{"cmd":["a"],"env":{env}}}"#);
+            assert_eq!(refusal(&json), "env: not an object of strings");
+        }
+        assert_eq!(refusal(r#"{"cmd":["a"],"cwd":1}"#), "cwd: not a string");
+        assert_eq!(refusal("[]"), "top level: not an object");
+    }
+
+    #[test]
+    fn bad_values_are_named() {
+        assert_eq!(refusal(r#"{"cmd":["a\u0000"]}"#), "cmd: contains a NUL character");
+        assert_eq!(refusal(r#"{"cmd":["a"],"env":{"A":"\u0000"}}"#), "env: contains a NUL character");
+        assert_eq!(refusal(r#"{"cmd":["a"],"env":{"\u0000":""}}"#), "env: contains a NUL character");
+        assert_eq!(refusal(r#"{"cmd":["a"],"env":{"":"x"}}"#), r#"env: not a name: """#);
+        assert_eq!(refusal(r#"{"cmd":["a"],"env":{"A=B":"x"}}"#), r#"env: not a name: "A=B""#);
+        assert_eq!(refusal(r#"{"cmd":["a"],"cwd":"w"}"#), r#"cwd: not an absolute path: "w""#);
+        assert_eq!(refusal(r#"{"cmd":["a"],"cwd":""}"#), r#"cwd: not an absolute path: """#);
+        assert_eq!(refusal(r#"{"cmd":["a"],"cwd":"/\u0000"}"#), "cwd: contains a NUL character");
+    }
+
+    #[test]
+    fn malformed_json_is_named_with_its_place() {
+        assert_eq!(refusal(""), "not valid JSON: EOF while parsing a value at line 1 column 0");
+        assert_eq!(refusal("{\"cmd\":[\"a\"]\n \"env\":{}}"), "not valid JSON: expected `,` or `}` at line 2 column 2");
+        assert!(refusal(r#"{"cmd":["a"]} x"#).starts_with("not valid JSON: trailing characters"));
+        assert!(parse(b"{\"cmd\":[\"\xff\"]}", false).is_err());
+        assert!(refusal(&"[".repeat(100_000)).starts_with("not valid JSON: recursion limit"));
+    }
+
+    proptest! {
+        #[test]
+        fn any_input_is_refused_or_read(json in prop::collection::vec(any::<u8>(), 0..300)) {
+            let _ = parse(&json, true);
+        }
+
+        #[test]
+        fn what_is_written_is_read_back(
+            cmd in prop::collection::vec("[^\0]*", 1..5),
+            env in prop::collection::btree_map("[^=\0]+", "[^\0]*", 0..5),
+            cwd in "/[^\0]*",
+        ) {
+            let json = serde_json::json!({ "cmd": cmd, "env": env, "cwd": cwd }).to_string();
+            let command = parse(json.as_bytes(), false).unwrap();
+            assert_eq!(strings(&command.argv), cmd);
+            assert_eq!(command.cwd.to_str(), Ok(&*cwd));
+            let read: BTreeMap<String, String> = strings(&command.env)
+                .iter()
+                .map(|entry| entry.split_once('=').unwrap())
+                .map(|(name, value)| (name.to_owned(), value.to_owned()))
+                .collect();
+            for (name, value) in &env {
+                assert_eq!(read.get(name), Some(value));
+            }
+        }
+    }
+}
