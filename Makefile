@@ -8,6 +8,8 @@ target := $(arch)-unknown-linux-musl
 # Debian's name, for what is made in the cache.
 debian_arch := $(subst aarch64,arm64,$(subst x86_64,amd64,$(arch)))
 out := $(or $(CARGO_TARGET_DIR),target)/$(target)/release
+cache := $(or $(MACHINEN_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/machinen)
+assets := $(cache)/lab/$(debian_arch)
 
 # /init is no_std: with features that other packages turn on in shared dependencies (std) it does not link, so it is
 # always built by itself.
@@ -21,8 +23,8 @@ not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
 
-demo: build ## show what it does
-	@fixtures/demo
+demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh machine on
+	@fixtures/demo $(out) $(assets)
 
 test: deps lab rootfs build ## all tests, Linux guests included (in the lab where the host cannot run them)
 	@$(out)/machinen-test $(TEST_ARGS)
@@ -36,8 +38,8 @@ lint: deps ## format and lints for both architectures
 	@cargo clippy --quiet --workspace --exclude $(no_std) $(not_aarch64) --all-targets --target aarch64-unknown-linux-musl -- -D warnings
 	@cargo clippy --quiet -p $(no_std) --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl -- -D warnings
 
-bench: build ## benchmarks
-	@cargo bench -p machinen-benches
+bench: deps build ## every figure beside what it is compared with, also in target/bench/report.json
+	@cargo bench --quiet -p machinen-benches --bench '*' --target $(target)
 
 rootfs: deps ## the root file system for test guests, cached
 	@fixtures/lab/rootfs $(debian_arch)

@@ -1,6 +1,7 @@
 //! The devices together: each access goes to its register, and the host's descriptors follow.
 
 use std::os::fd::AsFd;
+use std::time::Instant;
 
 use crate::arch::{End, Register, Registers, Step};
 use crate::device::console::{Console, Output};
@@ -109,7 +110,7 @@ impl Registers for Bus {
                 // Only a guest that does not ask for room gets here with a full FIFO: it waits, nothing is lost.
                 let step = self.make_room(false)?;
                 if self.end_at_first_byte && step == Step::Continue {
-                    return Ok(Step::End(End::FirstByte));
+                    return Ok(Step::End(End::FirstByte(Instant::now())));
                 }
                 Ok(step)
             }

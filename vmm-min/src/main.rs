@@ -34,8 +34,8 @@ fn main() {
         Ok(Request::Run(config)) => match machine::run(&config) {
             Ok(End::Code(code)) => code.into(),
             Ok(End::PowerOff | End::Reset | End::OutputClosed) => 0,
-            Ok(End::FirstByte) => {
-                eprintln!("{}", machine::first_byte_report(start, json));
+            Ok(End::FirstByte(moment)) => {
+                eprintln!("{}", machine::first_byte_report(moment - start, json));
                 0
             }
             Ok(End::Signal(signal)) => {

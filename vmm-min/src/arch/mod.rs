@@ -12,6 +12,8 @@ mod x86_64;
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{BASE_CMDLINE, ELF_MACHINE, NAME, Platform, UART_IRQ, host_ram_limit_bytes, kernel_window, ranges};
 
+use std::time::Instant;
+
 use vm_memory::GuestAddress;
 
 use crate::error::Result;
@@ -53,8 +55,8 @@ pub enum End {
     Reset,
     /// The reader of stdout is gone.
     OutputClosed,
-    /// The first output byte came, and that was all that was asked for (`--boot-test`).
-    FirstByte,
+    /// The first output byte came, then, and that was all that was asked for (`--boot-test`).
+    FirstByte(Instant),
     /// A user's signal.
     Signal(crate::kick::Signal),
 }
