@@ -47,7 +47,7 @@ pub fn load_initrd(ram: &Ram, window: (u64, u64), kernel: Kernel, initrd: &Sourc
     match start {
         Some(start) if start >= kernel.end => {
             let start = GuestAddress(start);
-            ram.load(start, &initrd.file, 0, initrd.bytes).map_err(|cause| initrd.unreadable(cause))?;
+            ram.copy(start, &initrd.file, 0, initrd.bytes).map_err(|cause| initrd.unreadable(cause))?;
             Ok((start, initrd.bytes))
         }
         _ => {
