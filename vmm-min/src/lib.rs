@@ -10,7 +10,7 @@
 //! | [`bus`] | from an access of the guest to a device and back |
 //! | [`device`] | registers (pure) and the host's side of them |
 //! | [`kick`], [`terminal`], [`sys`] | signals, terminal modes, system calls |
-//! | [`ram`] | guest memory |
+//! | [`ram`], [`heap`] | guest memory; the monitor's own |
 //! | [`boot`] | kernel and initrd into RAM |
 //! | [`cache`] | files that can be made again |
 //! | [`arch`] | everything that differs between processors |
@@ -18,7 +18,7 @@
 //!
 //! Invariants: one thread; signals are blocked outside KVM_RUN while a guest runs; a device's interrupt line is a
 //! function of its state; guest memory is only reached through [`ram::Ram`]; `unsafe` only in `ram`, `kick`, `sys`,
-//! `terminal` and `arch`; a guest cannot make the monitor panic.
+//! `terminal`, `heap` and `arch`; a guest cannot make the monitor panic.
 //!
 //! Non-goals: SMP, PCI, legacy PCs, firmware, live migration, graphics.
 
@@ -35,6 +35,7 @@ pub mod config;
 pub mod device;
 #[forbid(unsafe_code)]
 pub mod error;
+pub mod heap;
 pub mod kick;
 #[forbid(unsafe_code)]
 pub mod machine;

@@ -10,7 +10,11 @@ use std::time::Instant;
 use vmm_min::arch::End;
 use vmm_min::config::{self, Request};
 use vmm_min::error::Error;
+use vmm_min::heap::Heap;
 use vmm_min::{kick, machine};
+
+#[global_allocator]
+static HEAP: Heap = Heap;
 
 /// The machine could not start, or the guest crashed.
 const FAILED: i32 = 125;

@@ -50,9 +50,10 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
     };
     ram.populate(GuestAddress(GDT), CMDLINE + PAGE_BYTES - GDT);
     put(GDT, Table(GDT_ENTRIES).as_slice());
-    for (at, table) in page_tables() {
-        put(at, table.as_slice());
-    }
+    let [root, directories, pages] = [0, 1, 2].map(|index| PAGE_TABLES + index * PAGE_BYTES);
+    put(root, &(directories | PRESENT_WRITABLE).to_le_bytes());
+    put(directories, &(pages | PRESENT_WRITABLE).to_le_bytes());
+    put(pages, identity_map().as_slice());
     put(CMDLINE, boot.cmdline.as_bytes());
     put(ACPI_START, &acpi::tables(ACPI_START));
     let last = ram.memory().last_addr().0;
@@ -74,16 +75,13 @@ struct Table<const N: usize>([u64; N]);
 // SAFETY: integers without padding: every byte pattern is a value and a value has no undefined byte.
 unsafe impl<const N: usize> ByteValued for Table<N> {}
 
-/// One table of each level with its address: the first GiB, identity-mapped by pages of 2 MiB.
-fn page_tables() -> [(u64, Table<ENTRIES>); 3] {
-    let [mut root, mut directories, mut pages] = [[0; ENTRIES]; 3];
-    let [root_at, directories_at, pages_at] = [0, 1, 2].map(|index| PAGE_TABLES + index * PAGE_BYTES);
-    root[0] = directories_at | PRESENT_WRITABLE;
-    directories[0] = pages_at | PRESENT_WRITABLE;
-    for (index, entry) in (0..).zip(&mut pages) {
-        *entry = (index << 21) | PRESENT_WRITABLE | LARGE_PAGE;
+/// The lowest level of the page tables: the first GiB onto itself, by pages of 2 MiB.
+fn identity_map() -> Table<ENTRIES> {
+    let mut entries = [0; ENTRIES];
+    for (page, entry) in (0..).zip(&mut entries) {
+        *entry = (page << 21) | PRESENT_WRITABLE | LARGE_PAGE;
     }
-    [(root_at, Table(root)), (directories_at, Table(directories)), (pages_at, Table(pages))]
+    Table(entries)
 }
 
 /// The zero page for a guest whose RAM ends at `ram_end`.
@@ -157,9 +155,8 @@ mod tests {
 
     #[test]
     fn page_tables_map_the_first_gib_onto_itself() {
-        let [(_, root), (directories_at, directories), (pages_at, pages)] = page_tables();
-        assert_eq!((root.0[0], directories.0[0]), (directories_at | 3, pages_at | 3));
-        assert_eq!((pages.0[0], pages.0[1], pages.0[511]), (0x83, 0x20_0083, 0x3fe0_0083));
+        let pages = identity_map().0;
+        assert_eq!((pages[0], pages[1], pages[511]), (0x83, 0x20_0083, 0x3fe0_0083));
     }
 
     const _: () = assert!(GDT + (GDT_LIMIT as u64) < ZERO_PAGE && ZERO_PAGE + PAGE_BYTES < STACK);
