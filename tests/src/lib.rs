@@ -3,7 +3,9 @@
 //! A test file named `linux_*` needs a KVM that boots Linux, `kvm_*` one that runs guests of a few instructions; the
 //! runner takes them to where that is. All others need just the host.
 
+pub mod host;
 pub mod lab;
+pub mod monitor;
 mod run;
 pub mod runner;
 pub mod sys;
