@@ -28,11 +28,6 @@ impl Bus {
         Bus { uart: Uart::default(), console, kick, terminal, end_at_first_byte }
     }
 
-    /// The signals that interrupt KVM_RUN.
-    pub fn kick(&self) -> &Kick {
-        &self.kick
-    }
-
     /// Level of the UART's interrupt line.
     pub fn uart_irq(&self) -> bool {
         self.uart.irq()

@@ -80,7 +80,7 @@ impl Kick {
         Ok(())
     }
 
-    /// Takes every pending signal; returns the most recent one that a user sent, if any.
+    /// Takes every pending signal; returns one that a user sent, if any: the first that ends, else one that stops.
     pub fn drain(&mut self) -> Result<Option<Signal>> {
         let mut user = None;
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
@@ -89,7 +89,8 @@ impl Kick {
                 Ok(_) => {
                     // ssi_signo is the first field (signalfd(2)).
                     let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-                    if number != libc::SIGIO {
+                    let ends = matches!(user, Some(Signal(known)) if known != libc::SIGTSTP);
+                    if number != libc::SIGIO && !ends {
                         user = Some(Signal(number));
                     }
                 }
