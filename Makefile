@@ -11,6 +11,9 @@ out := $(or $(CARGO_TARGET_DIR),target)/$(target)/release
 cache := $(or $(MACHINEN_CACHE_DIR),$(or $(XDG_CACHE_HOME),$(HOME)/.cache)/machinen)
 assets := $(cache)/lab/$(debian_arch)
 
+# A build of minutes shows its progress to a person.
+quiet := $(shell test -t 2 || echo --quiet)
+
 # /init is no_std: with features that other packages turn on in shared dependencies (std) it does not link, so it is
 # always built by itself.
 no_std := guest-init
@@ -51,8 +54,8 @@ deps: ## install missing Debian packages and Rust targets
 	@fixtures/lab/deps
 
 build: ## release build of all programs, static
-	@cargo build --quiet --release --workspace --exclude $(no_std) --bins --target $(target)
-	@cargo build --quiet --release -p $(no_std) --target $(target)
+	@cargo build $(quiet) --release --workspace --exclude $(no_std) --bins --target $(target)
+	@cargo build $(quiet) --release -p $(no_std) --target $(target)
 
 clean: ## remove the build; the cache stays
 	@cargo clean --quiet

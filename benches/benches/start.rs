@@ -79,6 +79,13 @@ fn main() -> Result<()> {
         command.arg(mib.to_string()).args(irqchip);
         command
     };
+    if let Err(why) = first_byte_and_exit(&mut vmm(MIB[0])) {
+        let mut report = Report::default();
+        for name in ["start.first_byte", "start.first_byte_8g", "start.exit", "start.bare_calls"] {
+            report.missing(name, &why.to_string());
+        }
+        return Ok(report.finish()?);
+    }
     let (mut vmm_times, mut bare_times) = ([Timed::default(), Timed::default()], [Timed::default(), Timed::default()]);
     let (mut calls, mut in_kernel) = ([Samples::default(), Samples::default()], Timed::default());
     for round in 0..WARM_UP + ROUNDS {
