@@ -3,11 +3,14 @@
 //! A test file named `linux_*` needs a KVM that boots Linux, `kvm_*` one that runs guests of a few instructions; the
 //! runner takes them to where that is. All others need just the host.
 
+pub mod guest;
 pub mod host;
 pub mod lab;
 pub mod monitor;
+pub mod pty;
 mod run;
 pub mod runner;
+pub mod session;
 pub mod sys;
 
 use std::path::{Path, PathBuf};

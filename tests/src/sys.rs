@@ -39,6 +39,12 @@ pub fn kill_group(child: &Child) {
     unsafe { libc::kill(-group, libc::SIGKILL) };
 }
 
+/// Sends a signal to a child, which must not have been waited for with success before.
+pub fn signal(child: &Child, signal: i32) {
+    // SAFETY: kill takes no pointers.
+    unsafe { libc::kill(child.id().cast_signed(), signal) };
+}
+
 /// Waits until one of `fds` can be read (or has ended) or the time is over. Returns, for each, whether it can.
 ///
 /// # Errors
