@@ -1,7 +1,7 @@
 //! What tests do to a process from outside: signals, terminals, the flags of its descriptors, its processor time.
 
 use std::fs;
-use std::io;
+use std::io::{self, PipeReader, PipeWriter};
 use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
@@ -85,6 +85,19 @@ pub fn ignore(command: &mut Command, signal: libc::c_int) {
 pub fn flags(fd: &impl AsFd) -> libc::c_int {
     // SAFETY: fcntl with this command takes integers.
     unsafe { libc::fcntl(fd.as_fd().as_raw_fd(), libc::F_GETFL) }
+}
+
+/// A pipe that holds one page, so that it is full soon.
+///
+/// # Panics
+/// When the system has none.
+#[must_use]
+pub fn small_pipe() -> (PipeReader, PipeWriter) {
+    let (reader, writer) = io::pipe().expect("a pipe");
+    // SAFETY: fcntl with this command takes integers.
+    let bytes = unsafe { libc::fcntl(writer.as_raw_fd(), libc::F_SETPIPE_SZ, 4096) };
+    assert!(bytes > 0, "F_SETPIPE_SZ: {}", io::Error::last_os_error());
+    (reader, writer)
 }
 
 /// Clock ticks that the process has run for, in user and in system mode.

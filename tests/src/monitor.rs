@@ -132,7 +132,7 @@ impl Drop for Live {
 /// When they do not come within [`LIMIT`].
 pub fn read_bytes(from: &mut (impl Read + AsFd), count: usize) -> Vec<u8> {
     let deadline = Instant::now() + LIMIT;
-    let mut bytes = Vec::with_capacity(count);
+    let mut bytes = Vec::new();
     while bytes.len() < count {
         let left = deadline.saturating_duration_since(Instant::now());
         assert!(!left.is_zero(), "{count} bytes expected, {} came: {}", bytes.len(), bytes.escape_ascii());

@@ -78,8 +78,13 @@ impl Bus {
         }
     }
 
-    /// Gives the host the rest of the output. A signal meanwhile is the end instead of `end`.
+    /// Gives the host the rest of the output. A signal meanwhile is the end instead of `end`; when it is the end
+    /// already, its sender does not wait for a reader that may have stopped.
     pub fn finish(&mut self, end: End) -> Result<End> {
+        if let End::Signal(_) = end {
+            self.settle()?;
+            return Ok(end);
+        }
         match self.make_room(true)? {
             Step::End(End::OutputClosed) | Step::Continue | Step::Kicked => Ok(end),
             Step::End(other) => Ok(other),

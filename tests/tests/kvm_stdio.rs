@@ -1,0 +1,284 @@
+//! The monitor's stdin and stdout, of every kind that a shell can make.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, PipeReader, Read, Seek, SeekFrom, Write};
+use std::net::Shutdown;
+use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::process::Stdio;
+use std::time::Duration;
+
+use machinen_fixtures::guest;
+use machinen_fixtures::guests::{echo, hello, print_64k, print_and_spin, print_forever};
+use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes, wait_until};
+use machinen_tests::{Finished, Run, bin, host};
+
+/// Runs a shell script with the monitor as "$0" and its arguments as "$@".
+fn shell(script: &str, kernel: &Kernel) -> Finished {
+    let run = Run::new("sh").args(["-c", script]).arg(bin("vmm-min")).args(["-m", "64", "--kernel"]).arg(kernel.path());
+    run.limit(LIMIT).finish()
+}
+
+fn bytes(count: usize) -> Vec<u8> {
+    (0u8..=250).cycle().take(count).collect()
+}
+
+/// The monitor with an echo guest, fed from `stdin`; what it printed to a pipe.
+fn echoed(stdin: impl Into<Stdio>) -> Vec<u8> {
+    let kernel = Kernel::new(echo());
+    let (mut stdout, theirs) = io::pipe().unwrap();
+    let mut command = kernel.command();
+    command.stdin(stdin).stdout(theirs);
+    let mut live = Live::start(command);
+    let printed = read_bytes(&mut stdout, 1 << 24);
+    assert_eq!(live.wait().code(), Some(0));
+    printed
+}
+
+#[test]
+fn a_closed_stdin_is_the_end_of_input() {
+    let run = shell("exec \"$0\" \"$@\" <&-", &Kernel::new(echo()));
+    assert_eq!((run.code(), run.printed()), (0, String::new()));
+}
+
+#[test]
+fn a_closed_stdout_takes_everything() {
+    let run = shell("exec \"$0\" \"$@\" >&-", &Kernel::new(hello()));
+    assert_eq!((run.code(), run.printed()), (0, String::new()));
+    let run = shell("exec \"$0\" \"$@\" <&- >&- 2>&-", &Kernel::new(hello()));
+    assert_eq!((run.code(), run.printed()), (0, String::new()));
+}
+
+#[test]
+fn a_reader_that_has_had_enough_ends_the_monitor_with_success() {
+    // Also when its stdin stays open, and when SIGPIPE is ignored or not.
+    for redirect in ["</dev/null", "</dev/zero"] {
+        let script = format!("( \"$0\" \"$@\" {redirect}; echo \"status $?\" >&2 ) | head -c 1 | od -An -tu1");
+        let run = shell(&script, &Kernel::new(print_forever()));
+        assert_eq!(String::from_utf8_lossy(&run.stderr), "status 0\n");
+        assert_eq!(String::from_utf8_lossy(&run.stdout).trim(), "0");
+    }
+    let kernel = Kernel::new(print_forever());
+    let mut command = kernel.command();
+    let (mut reader, theirs) = UnixStream::pair().unwrap();
+    command.stdin(Stdio::null()).stdout(OwnedFd::from(theirs));
+    let mut live = Live::start(command);
+    read_bytes(&mut reader, 1);
+    drop(reader);
+    assert_eq!(live.wait().code(), Some(0));
+}
+
+#[test]
+fn a_disk_that_is_full_is_an_error_of_the_host() {
+    let run = shell("exec \"$0\" \"$@\" >/dev/full", &Kernel::new(hello()));
+    assert_eq!(run.code(), 125);
+    assert!(run.printed().starts_with("vmm-min: HOST_STDOUT: write to stdout: No space left"), "{}", run.printed());
+}
+
+/// Starts a guest that prints forever, and lets it fill what it prints to.
+fn blocked(kernel: &Kernel, stdout: impl Into<Stdio>, stdin: impl Into<Stdio>) -> Live {
+    let mut command = kernel.command();
+    command.stdin(stdin).stdout(stdout);
+    let live = Live::start(command);
+    // Asleep ten times in a row: not just for a moment.
+    let mut in_a_row = 0;
+    wait_until("the reader is missed", || {
+        in_a_row = if host::is_asleep(live.child.id()) { in_a_row + 1 } else { 0 };
+        in_a_row == 10
+    });
+    live
+}
+
+#[test]
+fn a_reader_that_stops_costs_no_processor_time_and_no_byte() {
+    let kernel = Kernel::new(print_forever());
+    let (pipe, pipe_end) = host::small_pipe();
+    let (socket, socket_end) = UnixStream::pair().unwrap();
+    // A stdin with something to read must not keep the monitor awake either.
+    let (stdin, mut writer) = io::pipe().unwrap();
+    writer.write_all(b"waiting").unwrap();
+    let cases: [(File, Stdio, Stdio); 2] = [
+        (OwnedFd::from(pipe).into(), pipe_end.into(), stdin.into()),
+        (OwnedFd::from(socket).into(), OwnedFd::from(socket_end).into(), Stdio::null()),
+    ];
+    for (mut reader, theirs, stdin) in cases {
+        let mut live = blocked(&kernel, theirs, stdin);
+        let before = host::cpu_ticks(live.child.id());
+        // Processor time is counted over some time: there is nothing to wait for.
+        assert!(!live.ends_within(Duration::from_millis(300)));
+        let used = host::cpu_ticks(live.child.id()) - before;
+        assert!(used <= 1, "{used} ticks of 10 ms while blocked");
+        // More than any of them holds, so the guest has gone on.
+        let count = 20_000;
+        let read = read_bytes(&mut reader, count);
+        let expected: Vec<u8> = (0..=255).cycle().take(count).collect();
+        assert!(read == expected, "{} bytes", read.len());
+        live.send(libc::SIGTERM);
+        live.wait();
+    }
+}
+
+#[test]
+fn a_signal_ends_a_monitor_that_waits_for_its_reader() {
+    let kernel = Kernel::new(print_forever());
+    let (_reader, theirs) = host::small_pipe();
+    let mut live = blocked(&kernel, theirs, Stdio::null());
+    live.send(libc::SIGTERM);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&live.wait()), Some(libc::SIGTERM));
+}
+
+#[test]
+fn a_file_is_continued_where_its_offset_is() {
+    let scratch = Scratch::new("stdio");
+    let path = scratch.file("out");
+    fs::write(&path, "0123456789").unwrap();
+    let kernel = Kernel::new(hello());
+    let mut file = OpenOptions::new().write(true).open(&path).unwrap();
+    file.seek(SeekFrom::Start(4)).unwrap();
+    let mut command = kernel.command();
+    command.stdin(Stdio::null()).stdout(file.try_clone().unwrap());
+    assert_eq!(Live::start(command).wait().code(), Some(0));
+    assert_eq!(fs::read(&path).unwrap(), b"0123x56789");
+    // Whoever shares the file goes on behind it, as in (monitor; echo) >file.
+    assert_eq!(file.stream_position().unwrap(), 5);
+    let run = shell(&format!("\"$0\" \"$@\" >>{0}; echo y >>{0}", path.display()), &kernel);
+    assert_eq!(run.code(), 0);
+    assert_eq!(fs::read(&path).unwrap(), b"0123x56789xy\n");
+}
+
+#[test]
+fn stdin_may_be_a_file() {
+    let scratch = Scratch::new("stdio");
+    fs::write(scratch.file("in"), bytes(10_000)).unwrap();
+    let mut file = File::open(scratch.file("in")).unwrap();
+    file.seek(SeekFrom::Start(1000)).unwrap();
+    assert!(echoed(file) == bytes(10_000)[1000..]);
+    assert_eq!(echoed(Stdio::null()), b"");
+}
+
+#[test]
+fn stdin_may_be_a_pipe_that_is_written_late() {
+    let (theirs, writer) = io::pipe().unwrap();
+    late(theirs, writer, drop);
+}
+
+#[test]
+fn stdin_may_be_a_socket_that_is_written_late() {
+    let (theirs, writer) = UnixStream::pair().unwrap();
+    // Closed for writing only: the socket as such may stay open.
+    late(OwnedFd::from(theirs), writer, |writer| writer.shutdown(Shutdown::Write).unwrap());
+}
+
+/// Types byte after byte into an echo guest, each when the one before has come back.
+fn late<W: Write>(stdin: impl Into<Stdio>, mut writer: W, close: impl Fn(W)) {
+    let kernel = Kernel::new(echo());
+    let (mut stdout, theirs): (PipeReader, _) = io::pipe().unwrap();
+    let mut command = kernel.command();
+    command.stdin(stdin).stdout(theirs);
+    let mut live = Live::start(command);
+    for byte in 0..100u8 {
+        writer.write_all(&[byte]).unwrap();
+        assert_eq!(read_bytes(&mut stdout, 1), [byte]);
+    }
+    close(writer);
+    assert_eq!(live.wait().code(), Some(0));
+    assert_eq!(read_bytes(&mut stdout, 1), b"");
+}
+
+#[test]
+fn stdin_may_be_a_terminal_whose_user_ends_the_input() {
+    let (user, terminal) = host::pty();
+    let mut user = File::from(user);
+    let before = host::terminal_mode(&terminal);
+    let kernel = Kernel::new(echo());
+    let mut command = kernel.command();
+    command.stdin(terminal.try_clone().unwrap()).stdout(Stdio::piped());
+    let mut live = Live::on_terminal(command);
+    user.write_all(b"line\n\x04").unwrap();
+    assert_eq!(read_bytes(live.child.stdout.as_mut().unwrap(), 6), b"line\n");
+    assert_eq!(live.wait().code(), Some(0));
+    // stdout is none, so this was no session: the terminal kept its mode.
+    assert_eq!(host::terminal_mode(&terminal), before);
+}
+
+#[test]
+fn stdout_may_be_a_socket_or_a_terminal() {
+    let kernel = Kernel::new(print_64k());
+    let expected: Vec<u8> = (0..65536u32).map(|n| (n ^ (n >> 8)).to_le_bytes()[0]).collect();
+    let (mut reader, theirs) = UnixStream::pair().unwrap();
+    let mut command = kernel.command();
+    command.stdin(Stdio::null()).stdout(OwnedFd::from(theirs));
+    let mut live = Live::start(command);
+    assert!(read_bytes(&mut reader, 65537) == expected);
+    assert_eq!(live.wait().code(), Some(0));
+
+    let (user, terminal) = host::pty();
+    let kernel = Kernel::new(hello());
+    let mut command = kernel.command();
+    command.stdin(Stdio::null()).stdout(terminal);
+    let mut live = Live::start(command);
+    assert_eq!(live.wait().code(), Some(0));
+    assert_eq!(read_bytes(&mut File::from(user), 1), b"x");
+}
+
+guest!(
+    slow_echo,
+    "Takes input, and sends every byte back after some work; hands over exit code 0 at the break.",
+    "mov edx, 0x3fc",
+    "mov al, 0x07",
+    "out dx, al",
+    "2: mov edx, 0x3fd",
+    "in al, dx",
+    "test al, 0x01",
+    "jz 2b",
+    "test al, 0x10",
+    "jnz 3f",
+    "mov ecx, 10",
+    "4: dec ecx",
+    "jnz 4b",
+    "mov edx, 0x3f8",
+    "in al, dx",
+    "out dx, al",
+    "jmp 2b",
+    "3: mov edx, 0x500",
+    "xor eax, eax",
+    "out dx, al",
+);
+
+#[test]
+fn input_waits_for_a_slow_guest_and_none_is_lost() {
+    let kernel = Kernel::new(slow_echo());
+    // Several times what the pipe, the monitor and the UART hold together.
+    let input = bytes(40_000);
+    let (stdin, mut writer) = host::small_pipe();
+    let mut command = kernel.command();
+    command.stdin(stdin).stdout(Stdio::piped());
+    let mut live = Live::start(command);
+    let to_write = input.clone();
+    let writing = std::thread::spawn(move || writer.write_all(&to_write));
+    let output = read_bytes(live.child.stdout.as_mut().unwrap(), 1 << 24);
+    assert!(output == input, "{} of {} bytes", output.len(), input.len());
+    writing.join().unwrap().unwrap();
+    assert_eq!(live.wait().code(), Some(0));
+}
+
+#[test]
+fn a_guest_that_takes_no_input_leaves_it_to_others() {
+    // (monitor; cat) <file: what the guest did not ask for is still there.
+    let script = "printf 'for cat' | ( \"$0\" \"$@\"; cat )";
+    let run = shell(script, &Kernel::new(hello()));
+    assert_eq!(run.printed(), "xfor cat");
+    let kernel = Kernel::new(print_and_spin());
+    let (mut reader, writer) = io::pipe().unwrap();
+    (&writer).write_all(b"kept").unwrap();
+    drop(writer);
+    let mut command = kernel.command();
+    command.stdin(reader.try_clone().unwrap()).stdout(Stdio::piped());
+    let mut live = Live::start(command);
+    read_bytes(live.child.stdout.as_mut().unwrap(), 1);
+    live.send(libc::SIGTERM);
+    live.wait();
+    let mut kept = String::new();
+    reader.read_to_string(&mut kept).unwrap();
+    assert_eq!(kept, "kept");
+}
