@@ -221,6 +221,35 @@ fn stdout_may_be_a_socket_or_a_terminal() {
     assert_eq!(read_bytes(&mut File::from(user), 1), b"x");
 }
 
+/// Runs the echo guest on descriptors that the caller keeps; their flags must be as before, during and after it.
+fn keeps_flags(stdin: OwnedFd, stdout: OwnedFd, type_in: impl FnOnce(), read_one: impl FnOnce()) {
+    let kernel = Kernel::new(echo());
+    let before = [host::flags(&stdin), host::flags(&stdout)];
+    let mut command = kernel.command();
+    command.stdin(stdin.try_clone().unwrap()).stdout(stdout.try_clone().unwrap());
+    let mut live = Live::start(command);
+    type_in();
+    read_one();
+    live.send(libc::SIGTERM);
+    live.wait();
+    assert_eq!([host::flags(&stdin), host::flags(&stdout)], before, "flags are {before:?}");
+}
+
+#[test]
+fn the_callers_descriptors_keep_their_flags() {
+    let (stdin, mut writer) = io::pipe().unwrap();
+    let (mut reader, stdout) = io::pipe().unwrap();
+    let type_in = || writer.write_all(b"a").unwrap();
+    let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
+    keeps_flags(stdin.into(), stdout.into(), type_in, read_one);
+
+    let (stdin, mut writer) = UnixStream::pair().unwrap();
+    let (mut reader, stdout) = UnixStream::pair().unwrap();
+    let type_in = || writer.write_all(b"a").unwrap();
+    let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
+    keeps_flags(stdin.into(), stdout.into(), type_in, read_one);
+}
+
 guest!(
     slow_echo,
     "Takes input, and sends every byte back after some work; hands over exit code 0 at the break.",

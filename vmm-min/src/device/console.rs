@@ -99,6 +99,14 @@ impl Channel {
     }
 }
 
+impl Drop for Channel {
+    /// A socket's description is the caller's too: it gets its flags back.
+    fn drop(&mut self) {
+        // This is the end, and whoever shares the description can live with a signal that is ignored.
+        let _: Result<()> = self.notify(false);
+    }
+}
+
 /// What became of the output.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Output {
