@@ -248,6 +248,12 @@ fn the_callers_descriptors_keep_their_flags() {
     let type_in = || writer.write_all(b"a").unwrap();
     let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
     keeps_flags(stdin.into(), stdout.into(), type_in, read_one);
+
+    let (user, terminal) = host::pty();
+    let (mut reader, stdout) = io::pipe().unwrap();
+    let type_in = || File::from(user.try_clone().unwrap()).write_all(b"a\n").unwrap();
+    let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
+    keeps_flags(terminal, stdout.into(), type_in, read_one);
 }
 
 guest!(

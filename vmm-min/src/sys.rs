@@ -131,10 +131,12 @@ pub fn host_memory_bytes() -> io::Result<u64> {
     Ok(u64::from(info.totalram).saturating_mul(u64::from(info.mem_unit)))
 }
 
-/// The terminal's foreground process group is ours: reading it and changing it will not stop us.
+/// Reading the terminal and changing it will not stop us: its foreground process group is ours, or it controls another
+/// session or none, so that it has no such rules for us.
 pub fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
     // SAFETY: both calls take integers and return integers.
-    unsafe { libc::tcgetpgrp(terminal.as_raw_fd()) == libc::getpgrp() }
+    let (foreground, own) = unsafe { (libc::tcgetpgrp(terminal.as_raw_fd()), libc::getpgrp()) };
+    foreground < 0 || foreground == own
 }
 
 /// A file without a name in `directory`; [`link`] can give it one.
