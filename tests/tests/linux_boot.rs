@@ -1,0 +1,177 @@
+//! Guests of Debian's stock kernel from every layout of initramfs, and how they end.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::path::{Path, PathBuf};
+
+use machinen_tests::guest::{Guest, LIMIT, Scratch, monitor};
+use machinen_tests::{Finished, Run, asset, bin};
+
+const ROOTFS: &str = "rootfs-debian-amd64.tar";
+
+/// Runs a line of shell with the two programs and the assets in its `PATH` and variables.
+fn shell(line: &str, cache: &Scratch) -> Finished {
+    let programs = bin("vmm-min").parent().unwrap().display().to_string();
+    let path = std::env::var("PATH").unwrap_or_default();
+    Run::new("sh")
+        .args(["-c", line])
+        .env("PATH", format!("{programs}:{path}"))
+        .env("ROOTFS", asset(ROOTFS))
+        .env("VMLINUZ", asset("vmlinuz"))
+        .env("VMLINUX", asset("vmlinux"))
+        .env("MACHINEN_CACHE_DIR", cache.path("cache"))
+        .limit(LIMIT)
+        .finish()
+}
+
+#[test]
+fn one_line_of_shell_boots_debian_and_gets_the_exit_code() {
+    let line = r#"machinen-mkinitramfs rootfs "$ROOTFS" --cmd 'sh -c "echo out; exit 7"' - |
+                  MACHINEN_MEMORY=1024 MACHINEN_KERNEL="$VMLINUZ" MACHINEN_INITRD=/dev/stdin vmm-min; echo $?"#;
+    let finished = shell(line, &Scratch::new());
+    assert_eq!(finished.printed(), "out\n7\n");
+}
+
+#[test]
+fn debian_runs_its_programs() {
+    let line = r#"machinen-mkinitramfs rootfs "$ROOTFS" --cmd \
+                      'sh -c "uname -sr; head -n 1 /etc/os-release; python3 -c \"print(sum(range(101)))\""' - |
+                  vmm-min --memory 1024 --kernel "$VMLINUX" --initrd -"#;
+    let finished = shell(line, &Scratch::new());
+    let printed = finished.printed();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!((finished.code(), lines.len()), (0, 3), "{printed}");
+    assert!(lines[0].starts_with("Linux 6.12.") && lines[0].contains("-cloud-"), "{printed}");
+    assert_eq!(lines[1..], ["PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"", "5050"]);
+}
+
+/// Boots a bzImage with `cache` as the cache directory.
+fn boot_bzimage(initrd: &Path, cache: &Path) {
+    let finished = monitor(&asset("vmlinuz"), initrd).env("MACHINEN_CACHE_DIR", cache).finish();
+    assert_eq!(finished.printed(), "booted\n");
+}
+
+#[test]
+fn the_kernel_of_a_bzimage_is_kept_and_a_broken_copy_replaced() {
+    let guest = Guest::busybox("echo booted");
+    let (initrd, cache) = (guest.initrd(), Scratch::new());
+    boot_bzimage(&initrd, &cache.path(""));
+    let mut kernels = fs::read_dir(cache.path("kernels")).unwrap();
+    let kernel = kernels.next().unwrap().unwrap().path();
+    assert!(kernels.next().is_none() && kernel.extension().is_some_and(|extension| extension == "elf"));
+    let made = kernel.metadata().unwrap();
+
+    boot_bzimage(&initrd, &cache.path(""));
+    let used = kernel.metadata().unwrap();
+    assert_eq!((used.ino(), used.mtime_nsec()), (made.ino(), made.mtime_nsec()), "it was made again");
+
+    let content = fs::read(&kernel).unwrap();
+    fs::write(&kernel, &content[..content.len() / 2]).unwrap();
+    boot_bzimage(&initrd, &cache.path(""));
+    assert!(fs::read(&kernel).unwrap() == content);
+}
+
+#[test]
+fn a_bzimage_boots_without_a_cache() {
+    // A file where the directory should be: root may write everywhere else.
+    let guest = Guest::busybox("echo booted");
+    boot_bzimage(&guest.initrd(), &asset("busybox"));
+}
+
+/// Makes an initramfs with these arguments, then `OUT`, and boots it.
+fn boot(scratch: &Scratch, args: &[&str]) -> (i32, String) {
+    let initrd = scratch.path("initrd");
+    let made = Run::new(bin("machinen-mkinitramfs")).args(args).arg(&initrd).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    let finished = monitor(&asset("vmlinux"), &initrd).finish();
+    (finished.code(), finished.printed())
+}
+
+fn text(path: &Path) -> &str {
+    path.to_str().unwrap()
+}
+
+/// busybox at `to`, with the programs of the name in `links` beside it.
+fn put_busybox(scratch: &Scratch, to: &str, links: &[&str]) {
+    scratch.put(to, fs::read(asset("busybox")).unwrap());
+    let path: PathBuf = scratch.path(to);
+    fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).unwrap();
+    for link in links {
+        symlink("busybox", path.with_file_name(link)).unwrap();
+    }
+}
+
+#[test]
+fn a_minimal_guest_has_nothing_but_init() {
+    let scratch = Scratch::new();
+    let (code, printed) = boot(&scratch, &["minimal", "--cmd", "/init"]);
+    // The only program there refuses to be anything but PID 1, and says so: it ran.
+    let expected = "init: it is the first process of a machinen guest and runs as PID 1 only\n";
+    assert_eq!((code, printed.as_str()), (125, expected));
+}
+
+#[test]
+fn a_tiny_guest_gets_the_bundles_configuration() {
+    let scratch = Scratch::new();
+    scratch.put("bundle/machinen-config.json", r#"{"cmd": ["/from/the/bundle"]}"#);
+    scratch.put("bundle/rootfs/from/the/bundle", "this one is to come on a disk");
+    let (code, printed) = boot(&scratch, &["tiny", text(&scratch.path("bundle"))]);
+    assert_eq!((code, printed.as_str()), (127, "init: /from/the/bundle: not found\n"));
+}
+
+#[test]
+fn a_bundle_brings_files_and_configuration() {
+    let scratch = Scratch::new();
+    let config = r#"{"cmd": ["sh", "-c", "cat /etc/motd; echo $A $B; pwd; exit 5"], "env": {"A": "1", "B": "2"}, "cwd": "/etc"}"#;
+    scratch.put("bundle/machinen-config.json", config);
+    scratch.put("bundle/rootfs/etc/motd", "hello\n");
+    put_busybox(&scratch, "bundle/rootfs/bin/busybox", &["sh", "cat"]);
+    let (code, printed) = boot(&scratch, &["bundle", text(&scratch.path("bundle")), "--env", "B=flag"]);
+    assert_eq!((code, printed.as_str()), (5, "hello\n1 flag\n/etc\n"));
+}
+
+#[test]
+fn a_workspace_appears_at_its_mount_point() {
+    let scratch = Scratch::new();
+    scratch.put("work/src/main.c", "int main;\n");
+    scratch.put("work/target/large", "left out");
+    put_busybox(&scratch, "work/busybox", &["sh"]);
+    let command =
+        r#"/workspace/sh -c "cd /workspace; ./busybox find . -type f | ./busybox sort; ./busybox cat src/main.c""#;
+    let (code, printed) = boot(&scratch, &["workspace", text(&scratch.path("work")), "--cmd", command]);
+    assert_eq!((code, printed.as_str()), (0, "./busybox\n./src/main.c\nint main;\n"));
+}
+
+#[test]
+fn a_guest_has_the_memory_it_was_given_below_and_above_the_hole() {
+    for given_mib in [256, 4096] {
+        let guest = Guest::busybox("while read -r name kib unit; do echo $kib; exit; done </proc/meminfo");
+        let finished = guest.monitor(&["-m", &given_mib.to_string()]).run();
+        let kib: u64 = finished.printed().trim().parse().unwrap();
+        let (has_mib, most_for_kernel) = (kib / 1024, 64 + given_mib / 32);
+        assert!(has_mib < given_mib && has_mib > given_mib - most_for_kernel, "{has_mib} of {given_mib} MiB");
+    }
+}
+
+// What the command printed before its guest ended itself may still be in its pipe, so nobody asks for it here.
+
+#[test]
+fn a_panic_is_an_error_that_follows_the_kernels_words() {
+    let finished = Guest::busybox("echo c >/proc/sysrq-trigger; echo after").run();
+    let stdout = String::from_utf8_lossy(&finished.stdout);
+    let stderr = String::from_utf8_lossy(&finished.stderr);
+    assert_eq!(finished.code(), 125, "{}", finished.printed());
+    assert!(stdout.contains("Kernel panic - not syncing: sysrq triggered crash"), "{stdout}");
+    assert!(stderr.starts_with("vmm-min: GUEST_TRIPLE_FAULT: "), "{stderr}");
+}
+
+#[test]
+fn a_guest_that_switches_off_is_a_success() {
+    let finished = Guest::busybox("poweroff -f; echo after; exit 3").run();
+    let stdout = String::from_utf8_lossy(&finished.stdout);
+    assert_eq!((finished.code(), finished.stderr.len()), (0, 0), "{}", finished.printed());
+    // To the kernel this is an emergency, which goes to every console.
+    assert!(stdout.ends_with("reboot: Power down\r\n") && !stdout.contains("after"), "{stdout}");
+}
