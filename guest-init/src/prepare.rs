@@ -2,6 +2,7 @@
 
 use alloc::format;
 use core::ffi::CStr;
+use core::fmt::Display;
 
 use guest_init::cmdline::{self, Words};
 use guest_init::modules;
@@ -77,11 +78,13 @@ pub fn modules() -> Result<(), Refused> {
     };
     for module in modules::parse(&list).map_err(|bad| format!("/machinen-modules: {bad}"))? {
         let flags = if module.is_compressed() { COMPRESSED_FILE } else { 0 };
-        let loaded =
-            Fd::open(&module.path, libc::O_RDONLY).and_then(|file| file.load_module(&module.parameters, flags));
-        match loaded {
+        let refused = |why: &dyn Display| format!("module {}: {why}", show(&module.path));
+        let file = Fd::open(&module.path, libc::O_RDONLY).map_err(|errno| refused(&errno))?;
+        match file.load_module(&module.parameters, flags) {
             Ok(()) | Err(Errno(libc::EEXIST)) => {}
-            Err(errno) => return Err(format!("module {}: {errno}", show(&module.path))),
+            // The text of this errno would be that the file does not exist.
+            Err(Errno(libc::ENOENT)) => return Err(refused(&"needs a symbol of a module that is not loaded")),
+            Err(errno) => return Err(refused(&errno)),
         }
     }
     Ok(())
