@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 
 use machinen_fixtures::{Guest, TempFile};
 
+use crate::pty::Pty;
 use crate::{Finished, Run, bin, cache_dir, host, sys};
 
 /// No monitor in a test runs longer.
@@ -80,18 +81,32 @@ impl Live {
         Self { child: command.spawn().expect("the monitor starts") }
     }
 
-    /// Starts it in the foreground of the terminal that is its stdin.
+    /// Starts it as the leader of a session on a terminal, which is its stdin, stdout and stderr, apart from those that
+    /// `streams` then sets.
     ///
     /// # Panics
     /// When it does not start.
-    pub fn on_terminal(mut command: Command) -> Self {
-        host::lead_session(&mut command);
+    pub fn on_terminal(mut command: Command, pty: &Pty, streams: impl FnOnce(&mut Command)) -> Self {
+        pty.attach(&mut command).expect("descriptors");
+        streams(&mut command);
         Self { child: command.spawn().expect("the monitor starts") }
     }
 
     /// Sends it a signal.
     pub fn send(&self, signal: libc::c_int) {
-        host::send(&self.child, signal);
+        sys::signal(&self.child, signal);
+    }
+
+    /// Waits until it sleeps, and not just for a moment.
+    ///
+    /// # Panics
+    /// When it does not within [`LIMIT`].
+    pub fn until_asleep(&self) {
+        let mut in_a_row = 0;
+        wait_until("the monitor sleeps", || {
+            in_a_row = if host::is_asleep(self.child.id()) { in_a_row + 1 } else { 0 };
+            in_a_row == 10
+        });
     }
 
     /// Waits for its end.

@@ -60,6 +60,14 @@ impl Pty {
         Ok(Self { user: user.into(), terminal })
     }
 
+    /// One more descriptor of the programs' side.
+    ///
+    /// # Errors
+    /// Those of dup(2).
+    pub fn terminal(&self) -> io::Result<OwnedFd> {
+        self.terminal.try_clone()
+    }
+
     /// The terminal's modes now.
     ///
     /// # Errors

@@ -10,7 +10,8 @@ use std::time::Duration;
 
 use machinen_fixtures::guest;
 use machinen_fixtures::guests::{echo, hello, print_64k, print_and_spin, print_forever};
-use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes, wait_until};
+use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes};
+use machinen_tests::pty::Pty;
 use machinen_tests::{Finished, Run, bin, host};
 
 /// Runs a shell script with the monitor as "$0" and its arguments as "$@".
@@ -80,12 +81,7 @@ fn blocked(kernel: &Kernel, stdout: impl Into<Stdio>, stdin: impl Into<Stdio>) -
     let mut command = kernel.command();
     command.stdin(stdin).stdout(stdout);
     let live = Live::start(command);
-    // Asleep ten times in a row: not just for a moment.
-    let mut in_a_row = 0;
-    wait_until("the reader is missed", || {
-        in_a_row = if host::is_asleep(live.child.id()) { in_a_row + 1 } else { 0 };
-        in_a_row == 10
-    });
+    live.until_asleep();
     live
 }
 
@@ -187,18 +183,17 @@ fn late<W: Write>(stdin: impl Into<Stdio>, mut writer: W, close: impl Fn(W)) {
 
 #[test]
 fn stdin_may_be_a_terminal_whose_user_ends_the_input() {
-    let (user, terminal) = host::pty();
-    let mut user = File::from(user);
-    let before = host::terminal_mode(&terminal);
+    let pty = Pty::open().unwrap();
+    let before = pty.modes().unwrap();
     let kernel = Kernel::new(echo());
-    let mut command = kernel.command();
-    command.stdin(terminal.try_clone().unwrap()).stdout(Stdio::piped());
-    let mut live = Live::on_terminal(command);
-    user.write_all(b"line\n\x04").unwrap();
+    let mut live = Live::on_terminal(kernel.command(), &pty, |command| {
+        command.stdout(Stdio::piped());
+    });
+    (&pty.user).write_all(b"line\n\x04").unwrap();
     assert_eq!(read_bytes(live.child.stdout.as_mut().unwrap(), 6), b"line\n");
     assert_eq!(live.wait().code(), Some(0));
     // stdout is none, so this was no session: the terminal kept its mode.
-    assert_eq!(host::terminal_mode(&terminal), before);
+    assert_eq!(pty.modes().unwrap(), before);
 }
 
 #[test]
@@ -212,13 +207,13 @@ fn stdout_may_be_a_socket_or_a_terminal() {
     assert!(read_bytes(&mut reader, 65537) == expected);
     assert_eq!(live.wait().code(), Some(0));
 
-    let (user, terminal) = host::pty();
+    let pty = Pty::open().unwrap();
     let kernel = Kernel::new(hello());
     let mut command = kernel.command();
-    command.stdin(Stdio::null()).stdout(terminal);
+    command.stdin(Stdio::null()).stdout(pty.terminal().unwrap());
     let mut live = Live::start(command);
     assert_eq!(live.wait().code(), Some(0));
-    assert_eq!(read_bytes(&mut File::from(user), 1), b"x");
+    assert_eq!(read_bytes(&mut &pty.user, 1), b"x");
 }
 
 /// Runs the echo guest on descriptors that the caller keeps; their flags must be as before, during and after it.
@@ -249,11 +244,11 @@ fn the_callers_descriptors_keep_their_flags() {
     let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
     keeps_flags(stdin.into(), stdout.into(), type_in, read_one);
 
-    let (user, terminal) = host::pty();
+    let pty = Pty::open().unwrap();
     let (mut reader, stdout) = io::pipe().unwrap();
-    let type_in = || File::from(user.try_clone().unwrap()).write_all(b"a\n").unwrap();
+    let type_in = || (&pty.user).write_all(b"a\n").unwrap();
     let read_one = || assert_eq!(read_bytes(&mut reader, 1), b"a");
-    keeps_flags(terminal, stdout.into(), type_in, read_one);
+    keeps_flags(pty.terminal().unwrap(), stdout.into(), type_in, read_one);
 }
 
 guest!(
