@@ -14,16 +14,19 @@ pub fn directory() -> Option<PathBuf> {
         .or_else(|| variable("HOME").map(|dir| dir.join(".cache/machinen")))
 }
 
-/// Puts `content` at `path`, making its directory: readers see the whole file or the one before it, and a crash
+/// Puts `content` at `path`, making its directory: readers see the whole file, the one before it or none, and a crash
 /// leaves no part of it.
 pub fn store(path: &Path, content: &[u8]) -> io::Result<File> {
     let directory = path.parent().ok_or(io::ErrorKind::InvalidInput)?;
     fs::create_dir_all(directory)?;
     let mut file = sys::unnamed_file(directory)?;
     file.write_all(content)?;
-    let temporary = directory.join(format!(".new-{}", std::process::id()));
-    sys::link(&file, &temporary)?;
-    fs::rename(&temporary, path)?;
+    // No second name that rename(2) would put in place: a kill before that would leave it behind.
+    if !sys::link(&file, path)? {
+        fs::remove_file(path)?;
+        // When the name is taken again, another start was faster, with the same content.
+        sys::link(&file, path)?;
+    }
     Ok(file)
 }
 
@@ -39,6 +42,16 @@ mod tests {
         store(&path, b"second").expect("second");
         assert_eq!(fs::read(&path).expect("read"), b"second");
         assert_eq!(fs::read_dir(directory.join("sub")).expect("list").count(), 1);
+        fs::remove_dir_all(directory).expect("clean up");
+    }
+
+    #[test]
+    fn what_cannot_be_replaced_stays_and_nothing_beside_it() {
+        let directory = std::env::temp_dir().join(format!("machinen-cache-stays-{}", std::process::id()));
+        let path = directory.join("entry");
+        fs::create_dir_all(&path).expect("a directory in its place");
+        store(&path, b"content").expect_err("refused");
+        assert_eq!(fs::read_dir(&directory).expect("list").count(), 1);
         fs::remove_dir_all(directory).expect("clean up");
     }
 }

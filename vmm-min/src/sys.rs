@@ -145,8 +145,8 @@ pub fn unnamed_file(directory: &Path) -> io::Result<File> {
     std::fs::OpenOptions::new().read(true).write(true).mode(0o600).custom_flags(libc::O_TMPFILE).open(directory)
 }
 
-/// Names the file that [`unnamed_file`] made. A name that exists already stays as it is.
-pub fn link(file: &File, path: &Path) -> io::Result<()> {
+/// Names the file that [`unnamed_file`] made. `false`: the name is taken, and stays with what it names.
+pub fn link(file: &File, path: &Path) -> io::Result<bool> {
     let from = CString::new(format!("/proc/self/fd/{}", file.as_raw_fd()))?;
     let to = CString::new(path.as_os_str().as_bytes())?;
     // SAFETY: both paths are live, terminated strings.
@@ -154,7 +154,8 @@ pub fn link(file: &File, path: &Path) -> io::Result<()> {
         libc::linkat(libc::AT_FDCWD, from.as_ptr(), libc::AT_FDCWD, to.as_ptr(), libc::AT_SYMLINK_FOLLOW)
     });
     match result {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(error),
-        _ => Ok(()),
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::AlreadyExists => Ok(false),
+        Err(error) => Err(error),
     }
 }
