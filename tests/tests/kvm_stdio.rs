@@ -5,7 +5,7 @@ use std::io::{self, PipeReader, Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
-use std::process::Stdio;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use machinen_fixtures::guest;
@@ -155,21 +155,40 @@ fn stdin_may_be_a_file() {
 #[test]
 fn stdin_may_be_a_pipe_that_is_written_late() {
     let (theirs, writer) = io::pipe().unwrap();
-    late(theirs, writer, drop);
+    let kernel = Kernel::new(echo());
+    late(kernel.command(), theirs, writer, drop);
 }
 
 #[test]
 fn stdin_may_be_a_socket_that_is_written_late() {
     let (theirs, writer) = UnixStream::pair().unwrap();
     // Closed for writing only: the socket as such may stay open.
-    late(OwnedFd::from(theirs), writer, |writer| writer.shutdown(Shutdown::Write).unwrap());
+    let kernel = Kernel::new(echo());
+    late(kernel.command(), OwnedFd::from(theirs), writer, |writer| writer.shutdown(Shutdown::Write).unwrap());
+}
+
+#[test]
+fn stdin_and_stdout_may_be_pipes_of_another_user() {
+    // As in `sudo -u other vmm-min | less`: such a pipe cannot be opened again under /proc/self/fd.
+    let help = Run::new("setpriv").arg("--help").outcome();
+    if !help.is_ok_and(|help| help.printed().contains("--reuid")) || Run::new("id").arg("-u").finish().stdout != b"0\n"
+    {
+        println!("SKIP: needs root, to be somebody else with a KVM device, and setpriv of util-linux");
+        return;
+    }
+    let script = "mount -t tmpfs -o mode=755 none /dev; mknod -m 666 /dev/null c 1 3; mknod -m 666 /dev/kvm c 10 232
+        cp \"$0\" /dev/vmm-min; exec setpriv --reuid 65534 --regid 65534 --clear-groups /dev/vmm-min \"$@\"";
+    let kernel = Kernel::new(echo());
+    let own = kernel.command();
+    let mut command = Command::new("unshare");
+    command.args(["-m", "sh", "-euc", script]).arg(own.get_program()).args(own.get_args());
+    let (theirs, writer) = io::pipe().unwrap();
+    late(command, theirs, writer, drop);
 }
 
 /// Types byte after byte into an echo guest, each when the one before has come back.
-fn late<W: Write>(stdin: impl Into<Stdio>, mut writer: W, close: impl Fn(W)) {
-    let kernel = Kernel::new(echo());
+fn late<W: Write>(mut command: Command, stdin: impl Into<Stdio>, mut writer: W, close: impl Fn(W)) {
     let (mut stdout, theirs): (PipeReader, _) = io::pipe().unwrap();
-    let mut command = kernel.command();
     command.stdin(stdin).stdout(theirs);
     let mut live = Live::start(command);
     for byte in 0..100u8 {
