@@ -205,7 +205,10 @@ fn a_triple_fault_is_the_guests_error_after_its_output() {
     let run = Kernel::new(triple_fault()).run().finish();
     let stderr = String::from_utf8_lossy(&run.stderr).into_owned();
     assert_eq!((run.code(), run.stdout.as_slice()), (125, &b"t"[..]), "{stderr}");
-    assert!(stderr.starts_with("vmm-min: GUEST_TRIPLE_FAULT: the guest reset itself by a triple fault at rip 0x10"));
+    // Where it happened is told by a KVM that still knows it.
+    let [known, unknown] = [" at rip 0x10", ": kernel panic or restart"]
+        .map(|place| format!("vmm-min: GUEST_TRIPLE_FAULT: the guest reset itself by a triple fault{place}"));
+    assert!(stderr.starts_with(&known) || stderr.starts_with(&unknown), "{stderr}");
 }
 
 guest!(pub reset, "Pulls the reset line.", "mov edx, 0x64", "mov al, 0xfe", "out dx, al", "2: jmp 2b");

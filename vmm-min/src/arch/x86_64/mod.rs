@@ -47,6 +47,9 @@ const KERNEL_START: u64 = 0x10_0000;
 const IOAPIC_START: u64 = 0xfec0_0000;
 const IOAPIC_BYTES: u64 = 0x1000;
 
+/// rip after a reset.
+const RESET_VECTOR: u64 = 0xfff0;
+
 const UART_PORT: u16 = 0x3f8;
 const RESET_PORT: u16 = 0x64;
 const EXIT_PORT: u16 = 0x500;
@@ -186,9 +189,13 @@ impl Platform {
         }
     }
 
-    /// " at rip 0x…" for messages; empty when the registers cannot be had.
+    /// " at rip 0x…" for messages; empty when the registers cannot be had, or tell nothing: on AMD's processors KVM
+    /// resets them at a triple fault.
     fn place(&self) -> String {
-        self.vcpu.get_regs().map(|regs| format!(" at rip {:#x}", regs.rip)).unwrap_or_default()
+        match self.vcpu.get_regs() {
+            Ok(regs) if regs.rip != RESET_VECTOR => format!(" at rip {:#x}", regs.rip),
+            _ => String::new(),
+        }
     }
 }
 
