@@ -99,7 +99,7 @@ fn a_signal_that_is_ignored_at_the_start_stays_ignored() {
 /// A bzImage of the hello guest that takes a while to decompress. Source: Documentation/arch/x86/boot.rst.
 fn large_bzimage() -> Vec<u8> {
     let mut code = hello().code.to_vec();
-    code.resize(16 << 20, 0x90);
+    code.resize(8 << 20, 0x90);
     let kernel = elf(&code, LOAD_ADDRESS, code.len() as u64);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     gzip.write_all(&kernel).unwrap();
@@ -117,7 +117,7 @@ fn large_bzimage() -> Vec<u8> {
 
 #[test]
 fn a_kill_at_any_moment_leaves_a_cache_that_works() {
-    const ROUNDS: u32 = 16;
+    const ROUNDS: u32 = 12;
     let kernel = Kernel::of_bytes(&large_bzimage());
     let start_whole = |cache: &Scratch| {
         let run = kernel.run().env("MACHINEN_CACHE_DIR", cache.path()).finish();

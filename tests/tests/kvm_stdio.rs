@@ -298,7 +298,7 @@ guest!(
 fn input_waits_for_a_slow_guest_and_none_is_lost() {
     let kernel = Kernel::new(slow_echo());
     // Several times what the pipe, the monitor and the UART hold together.
-    let input = bytes(40_000);
+    let input = bytes(25_000);
     let (stdin, mut writer) = host::small_pipe();
     let mut command = kernel.command();
     command.stdin(stdin).stdout(Stdio::piped());
