@@ -8,8 +8,8 @@ use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use machinen_fixtures::guest;
 use machinen_fixtures::guests::{echo, hello, print_64k, print_and_spin, print_forever};
+use machinen_fixtures::{LOAD_ADDRESS, elf, guest};
 use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes};
 use machinen_tests::pty::Pty;
 use machinen_tests::{Finished, Run, bin, host};
@@ -233,6 +233,20 @@ fn stdout_may_be_a_socket_or_a_terminal() {
     let mut live = Live::start(command);
     assert_eq!(live.wait().code(), Some(0));
     assert_eq!(read_bytes(&mut &pty.user, 1), b"x");
+}
+
+#[test]
+fn stdout_may_be_the_users_end_of_a_terminal() {
+    // Opened again by its path, it would be another terminal.
+    let pty = Pty::open().unwrap();
+    let mut programs = File::from(pty.terminal().unwrap());
+    // A line feed ends a line of the terminal's input.
+    let kernel =
+        Kernel::of_bytes(&elf(&[0xba, 0xf8, 3, 0, 0, 0xb0, b'\n', 0xee, 0xb6, 5, 0xb2, 0, 0xee], LOAD_ADDRESS, 13));
+    let mut command = kernel.command();
+    command.stdin(Stdio::null()).stdout(pty.user.try_clone().unwrap());
+    assert_eq!(Live::start(command).wait().code(), Some(i32::from(b'\n')));
+    assert_eq!(read_bytes(&mut programs, 1), b"\n");
 }
 
 /// Runs the echo guest on descriptors that the caller keeps; their flags must be as before, during and after it.

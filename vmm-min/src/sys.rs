@@ -27,6 +27,13 @@ pub fn reopen_nonblocking(fd: BorrowedFd<'_>, write: bool) -> io::Result<OwnedFd
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
 }
 
+/// `fd` is the user's end of a pseudo-terminal: opening it again would make another pseudo-terminal.
+pub fn is_pty_master(fd: BorrowedFd<'_>) -> bool {
+    let mut number: libc::c_uint = 0;
+    // SAFETY: the call writes one integer, to a live one; only a master knows it.
+    unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTN, &raw mut number) == 0 }
+}
+
 /// An anonymous file in memory.
 pub fn memfd(name: &str) -> io::Result<File> {
     let name = CString::new(name)?;

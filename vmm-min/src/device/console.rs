@@ -20,7 +20,7 @@ enum Mode {
     File,
     /// A socket: every call says that it must not wait.
     Socket,
-    /// Could not be opened again: asked by poll(2) before each call.
+    /// Cannot be opened again: asked by poll(2) before each call.
     Polled,
 }
 
@@ -42,6 +42,7 @@ impl Channel {
         let (owned, mode): (OwnedFd, Mode) = match sys::file_type(fd).map_err(failed("fstat of a standard stream"))? {
             libc::S_IFREG | libc::S_IFBLK => (own(fd)?, Mode::File),
             libc::S_IFSOCK => (own(fd)?, Mode::Socket),
+            libc::S_IFCHR if sys::is_pty_master(fd) => (own(fd)?, Mode::Polled),
             _ => match sys::reopen_nonblocking(fd, direction == Ready::Write) {
                 Ok(owned) => (owned, Mode::Own),
                 Err(_) => (own(fd)?, Mode::Polled),
