@@ -65,9 +65,11 @@ fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> 
             Ok(Step::Kicked) => bus.woken()?,
             Ok(step) => step,
             Err(error) => {
-                // The console explains a fault better than we can.
-                bus.finish(End::PowerOff)?;
-                return Err(error);
+                // The console explains a fault better than we can; who ends the monitor meanwhile did not see it.
+                return match bus.finish(End::PowerOff)? {
+                    End::Signal(signal) => Ok(End::Signal(signal)),
+                    _ => Err(error),
+                };
             }
         };
         if step == Step::Continue {

@@ -139,11 +139,11 @@ pub fn host_memory_bytes() -> io::Result<u64> {
 }
 
 /// Reading the terminal and changing it will not stop us: its foreground process group is ours, or it controls another
-/// session or none, so that it has no such rules for us.
+/// session or none (the answer is then an error or 0), so that it has no such rules for us.
 pub fn in_foreground(terminal: BorrowedFd<'_>) -> bool {
     // SAFETY: both calls take integers and return integers.
     let (foreground, own) = unsafe { (libc::tcgetpgrp(terminal.as_raw_fd()), libc::getpgrp()) };
-    foreground < 0 || foreground == own
+    foreground <= 0 || foreground == own
 }
 
 /// A file without a name in `directory`; [`link`] can give it one.

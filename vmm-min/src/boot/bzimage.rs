@@ -7,6 +7,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::fs::FileExt;
 use std::path::PathBuf;
 
+use lzma_rust2::XzReader;
 use sha2::{Digest, Sha256};
 
 use super::elf;
@@ -18,6 +19,8 @@ use crate::{cache, sys};
 pub const HEAD_BYTES: usize = 0x264;
 /// No kernel is larger; a payload that claims to be is refused before memory is taken for it.
 const MOST_BYTES: u32 = 1 << 30;
+/// Kernels are compressed with dictionaries of up to 128 MiB (scripts/xz_wrap.sh).
+const XZ_MEMORY_KIB: u32 = 256 << 10;
 /// LZ4's legacy frame holds blocks of at most this many decompressed bytes.
 const LZ4_BLOCK_BYTES: usize = 8 << 20;
 
@@ -57,12 +60,18 @@ pub fn payload(kernel: &Source, head: &[u8]) -> Result<Option<Payload>> {
 pub fn vmlinux(kernel: &Source, payload: &Payload) -> Result<Source> {
     let cached = cache_path(payload);
     if let Some(file) = cached.as_ref().and_then(|path| File::open(path).ok())
-        && file.metadata().is_ok_and(|metadata| metadata.len() == u64::from(payload.bytes))
+        && is_whole(&file, payload.bytes)
     {
         return Ok(kernel.replaced(file, payload.bytes.into()));
     }
-    let image = decompress(&payload.compressed, payload.bytes)
-        .map_err(|cause| broken(kernel, format_args!("its kernel does not decompress: {cause}")))?;
+    let image = decompress(&payload.compressed, payload.bytes).map_err(|cause| match cause.kind() {
+        io::ErrorKind::Unsupported => Error::usage(
+            "KERNEL_UNKNOWN_FORMAT",
+            format!("bzImage {}: {cause}", kernel.path),
+            "give an uncompressed vmlinux",
+        ),
+        _ => broken(kernel, format_args!("its kernel does not decompress: {cause}")),
+    })?;
     if !image.starts_with(&elf::MAGIC) {
         return Err(broken(kernel, format_args!("what it holds is not an ELF kernel")));
     }
@@ -75,6 +84,15 @@ pub fn vmlinux(kernel: &Source, payload: &Payload) -> Result<Source> {
         }
     };
     Ok(kernel.replaced(file, image.len() as u64))
+}
+
+/// A cached kernel that this user put there, and that a crash of the host has not emptied.
+fn is_whole(file: &File, bytes: u32) -> bool {
+    let mut magic = [0; elf::MAGIC.len()];
+    sys::is_own_file(file)
+        && file.metadata().is_ok_and(|metadata| metadata.len() == u64::from(bytes))
+        && file.read_exact_at(&mut magic, 0).is_ok()
+        && magic == elf::MAGIC
 }
 
 /// `kernels/SHA256.elf` in the cache directory. `None`: there is none.
@@ -98,10 +116,12 @@ fn decompress(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {
         }
         [0x02, 0x21, 0x4c, 0x18, blocks @ ..] => lz4(blocks, &mut image)?,
         [0xfd, b'7', b'z', b'X', b'Z', ..] => {
-            lzma_rs::xz_decompress(&mut io::Cursor::new(compressed), &mut Limited(&mut image, limit))
-                .map_err(|error| io::Error::other(format!("{error:?}")))?;
+            XzReader::new_mem_limit(compressed, false, XZ_MEMORY_KIB).take(limit).read_to_end(&mut image)?;
         }
-        _ => return Err(io::Error::other("compressed by none of gzip, xz, lz4, zstd")),
+        _ => {
+            let why = "its kernel is compressed by none of gzip, xz, lz4 and zstd";
+            return Err(io::Error::new(io::ErrorKind::Unsupported, why));
+        }
     }
     if image.len() as u64 != u64::from(bytes) {
         return Err(io::Error::other(format!("{bytes} bytes promised, {} found", image.len())));
@@ -121,22 +141,6 @@ fn lz4(mut blocks: &[u8], image: &mut Vec<u8>) -> io::Result<()> {
     Ok(())
 }
 
-/// A writer that refuses more than a number of bytes.
-struct Limited<'a>(&'a mut Vec<u8>, u64);
-
-impl Write for Limited<'_> {
-    fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
-        if (self.0.len() + bytes.len()) as u64 > self.1 {
-            return Err(io::Error::other("more than the promised size"));
-        }
-        self.0.write(bytes)
-    }
-
-    fn flush(&mut self) -> io::Result<()> {
-        Ok(())
-    }
-}
-
 fn broken(kernel: &Source, why: std::fmt::Arguments<'_>) -> Error {
     Error::usage("KERNEL_TRUNCATED", format!("bzImage {}: {why}", kernel.path), "was the file copied completely?")
 }
@@ -151,8 +155,12 @@ mod tests {
         let length = u32::try_from(image.len()).expect("small");
         let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::fast());
         gzip.write_all(&image).expect("in memory");
-        let mut xz = Vec::new();
-        lzma_rs::xz_compress(&mut io::Cursor::new(&image), &mut xz).expect("in memory");
+        // As the kernel's build does: with the filter for x86 code.
+        let mut options = lzma_rust2::XzOptions::with_preset(1);
+        options.prepend_pre_filter(lzma_rust2::FilterType::BcjX86, 0);
+        let mut xz = lzma_rust2::XzWriter::new(Vec::new(), options).expect("in memory");
+        xz.write_all(&image).expect("in memory");
+        let xz = xz.finish().expect("in memory");
         let zstd = ruzstd::encoding::compress_to_vec(&*image, ruzstd::encoding::CompressionLevel::Fastest);
         let block = lz4_flex::block::compress(&image);
         let mut lz4 = vec![0x02, 0x21, 0x4c, 0x18];
@@ -164,6 +172,7 @@ mod tests {
             assert!(decompress(&compressed, length + 1).is_err(), "shorter than promised");
             assert!(decompress(&compressed[..compressed.len() / 2], length).is_err(), "cut off");
         }
-        assert!(decompress(b"neither of them", 5).is_err());
+        let unknown = decompress(b"neither of them", 5).expect_err("refused");
+        assert_eq!(unknown.kind(), io::ErrorKind::Unsupported);
     }
 }
