@@ -123,6 +123,29 @@ fn a_signal_ends_a_monitor_that_waits_for_its_reader() {
     assert_eq!(std::os::unix::process::ExitStatusExt::signal(&live.wait()), Some(libc::SIGTERM));
 }
 
+guest!(
+    print_4104_and_fault,
+    "Prints eight bytes more than a page, which the transmit FIFO takes, then ends by a triple fault.",
+    "mov edx, 0x3f8",
+    "mov ecx, 4104",
+    "2: out dx, al",
+    "dec ecx",
+    "jnz 2b",
+    "push 0",
+    "push 0",
+    "lidt [rsp]",
+    "ud2",
+);
+
+#[test]
+fn a_signal_ends_a_monitor_that_waits_to_tell_of_a_fault() {
+    let kernel = Kernel::new(print_4104_and_fault());
+    let (_reader, theirs) = host::small_pipe();
+    let mut live = blocked(&kernel, theirs, Stdio::null());
+    live.send(libc::SIGTERM);
+    assert_eq!(std::os::unix::process::ExitStatusExt::signal(&live.wait()), Some(libc::SIGTERM));
+}
+
 #[test]
 fn a_file_is_continued_where_its_offset_is() {
     let scratch = Scratch::new("stdio");
