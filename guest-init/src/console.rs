@@ -21,12 +21,12 @@ pub fn open_stdio() -> Result<(), Refused> {
     result
 }
 
-/// Bytes pass as they are; a break and a byte with a parity error arrive marked (docs/rootfs-contract.md).
+/// Bytes pass as they are; a break arrives marked (docs/rootfs-contract.md).
 pub fn set_raw() -> Result<(), Refused> {
     let console = Fd::open(c"/dev/console", libc::O_RDWR | libc::O_NOCTTY).map_err(|e| format!("/dev/console: {e}"))?;
     console
         .change_terminal(|mode| {
-            mode.c_iflag = libc::INPCK | libc::PARMRK;
+            mode.c_iflag = libc::PARMRK;
             mode.c_oflag = 0;
             mode.c_lflag = 0;
             mode.c_cflag = (mode.c_cflag & !(libc::CSIZE | libc::PARENB)) | libc::CS8 | libc::CREAD | libc::CLOCAL;
@@ -42,10 +42,11 @@ pub fn line() -> Result<Fd, Refused> {
         .map_err(|errno| format!("/dev/console: {errno}"))
 }
 
-/// Tells the monitor that the line is set up and input may come. A serial line that has no such output never waits
+/// Asks the monitor for input: OUT1 rises. It is given once the line is set up, and each time as much as any buffer on
+/// the way holds, so nothing is lost however long the command takes to read. A line without that output does not wait
 /// for it.
-pub fn ready(line: &Fd) {
-    match line.raise_line(TIOCM_OUT1) {
+pub fn request(line: &Fd) {
+    match line.set_line(TIOCM_OUT1, false).and_then(|()| line.set_line(TIOCM_OUT1, true)) {
         Ok(()) | Err(_) => {}
     }
 }

@@ -16,8 +16,8 @@ use crate::{Refused, child, console};
 const FORWARDED: [c_int; 7] =
     [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGUSR1, libc::SIGUSR2, libc::SIGWINCH];
 
-/// Signals of Linux are 1 to 64.
-const LAST_SIGNAL: u8 = 64;
+/// Bytes and breaks that the monitor sends for one request (docs/rootfs-contract.md).
+const WINDOW_ITEMS: usize = 2048;
 const CHUNK_BYTES: usize = 4096;
 
 /// Runs `command` with the console as its terminal; returns its exit code.
@@ -41,7 +41,7 @@ pub fn terminal(command: &Command) -> Result<u8, Refused> {
 pub fn bytes(command: &Command) -> Result<u8, Refused> {
     let signals = signals()?;
     let (relay, pid) = Relay::start(command)?;
-    console::ready(&relay.console);
+    console::request(&relay.console);
     relay.run(&signals, pid)
 }
 
@@ -78,7 +78,11 @@ fn take_signals(signals: &Fd, pid: c_int) -> Option<u8> {
 
 struct Relay {
     console: Fd,
+    /// The console's other end is gone: nothing comes and nothing can be said.
+    hung_up: bool,
     decoder: Decoder,
+    /// Bytes and breaks since the last request.
+    received: usize,
     /// The command's stdin; `None` after its end.
     stdin: Option<Fd>,
     input: Chunk<CHUNK_BYTES>,
@@ -99,7 +103,9 @@ impl Relay {
         stdin.set_nonblocking().and_then(|()| output_pipe.set_nonblocking()).map_err(failed)?;
         let relay = Relay {
             console,
+            hung_up: false,
             decoder: Decoder::default(),
+            received: 0,
             stdin: Some(stdin),
             input: Chunk::new(),
             input_ended: false,
@@ -117,15 +123,24 @@ impl Relay {
             // With no event asked for, poll still tells that the reader of stdin is gone.
             let [signal, console, stdin, output] = wait([
                 (signals.number(), POLLIN),
-                (self.console.number(), console_events),
+                (if self.hung_up { -1 } else { self.console.number() }, console_events),
                 (number(&self.stdin), wants(!self.input.is_empty(), POLLOUT)),
                 (if self.output.is_empty() { number(&self.output_pipe) } else { -1 }, POLLIN),
             ])?;
             if console & POLLIN != 0 {
-                self.read_console(pid);
+                self.read_console();
+            } else if console & (libc::POLLHUP | libc::POLLERR) != 0 {
+                self.hung_up = true;
+                self.input_ended = true;
             }
-            if stdin != 0 || !self.input.is_empty() {
-                self.feed_stdin(stdin & libc::POLLERR != 0);
+            if stdin & libc::POLLERR != 0 {
+                self.close_stdin();
+            } else if !self.input.is_empty() {
+                self.feed_stdin();
+            }
+            if self.input.is_empty() && self.received >= WINDOW_ITEMS && self.stdin.is_some() {
+                self.received = 0;
+                console::request(&self.console);
             }
             if self.input_ended && self.input.is_empty() {
                 self.stdin = None;
@@ -133,7 +148,7 @@ impl Relay {
             if output != 0 {
                 self.read_output(CHUNK_BYTES);
             }
-            if console & POLLOUT != 0 || output != 0 {
+            if console & POLLOUT != 0 || output != 0 || self.hung_up {
                 self.write_console();
             }
             if signal != 0
@@ -145,31 +160,44 @@ impl Relay {
         }
     }
 
-    fn read_console(&mut self, pid: c_int) {
+    fn read_console(&mut self) {
         let mut buffer = [0; CHUNK_BYTES];
-        let Ok(count) = self.console.read(&mut buffer) else { return };
+        let count = match self.console.read(&mut buffer) {
+            Err(Errno(libc::EAGAIN | libc::EINTR)) => return,
+            Ok(count @ 1..) => count,
+            Ok(0) | Err(_) => {
+                self.hung_up = true;
+                self.input_ended = true;
+                return;
+            }
+        };
         for &byte in &buffer[..count] {
-            match self.decoder.push(byte) {
+            let Some(event) = self.decoder.push(byte) else { continue };
+            self.received += 1;
+            match event {
                 // The chunk was empty and there is at most one byte out for each byte in: it always fits.
-                Some(Event::Byte(byte)) if self.stdin.is_some() && !self.input_ended => {
+                Event::Byte(byte) if self.stdin.is_some() && !self.input_ended => {
                     let fits = self.input.push(byte);
                     debug_assert!(fits, "more bytes out than in");
                 }
-                Some(Event::Break) => self.input_ended = true,
-                Some(Event::Marked(signal @ 1..=LAST_SIGNAL)) => sys::kill(-pid, signal.into()),
-                Some(Event::Byte(_) | Event::Marked(_)) | None => {}
+                Event::Break => self.input_ended = true,
+                // A parity error means nothing on this line, and input after its end is nobody's.
+                Event::Byte(_) | Event::Marked(_) => {}
             }
         }
     }
 
-    fn feed_stdin(&mut self, reader_gone: bool) {
+    fn feed_stdin(&mut self) {
         let Some(stdin) = &self.stdin else { return };
         match stdin.write(self.input.pending()) {
-            _ if reader_gone => {}
-            Ok(count) => return self.input.consume(count),
-            Err(Errno(libc::EAGAIN | libc::EINTR)) => return,
-            Err(_) => {}
+            Ok(count) => self.input.consume(count),
+            Err(Errno(libc::EAGAIN | libc::EINTR)) => {}
+            Err(_) => self.close_stdin(),
         }
+    }
+
+    /// The command reads no more: what comes is dropped.
+    fn close_stdin(&mut self) {
         self.input.clear();
         self.stdin = None;
     }
@@ -196,7 +224,7 @@ impl Relay {
     fn finish(&mut self) -> Result<(), Refused> {
         let mut left = self.output_pipe.as_ref().map_or(0, Fd::held_bytes);
         loop {
-            while !self.output.is_empty() {
+            while !self.output.is_empty() && !self.hung_up {
                 wait([(self.console.number(), POLLOUT)])?;
                 self.write_console();
             }

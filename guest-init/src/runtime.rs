@@ -43,7 +43,9 @@ fn panic(info: &PanicInfo<'_>) -> ! {
 extern "C" fn rust_eh_personality() {}
 
 #[unsafe(no_mangle)]
-extern "C" fn _Unwind_Resume() {}
+extern "C" fn _Unwind_Resume() -> ! {
+    crate::end(guest_init::status::REFUSED)
+}
 
 // `libc` without std leaves the C library to whoever links the program.
 #[cfg(target_env = "musl")]

@@ -121,10 +121,11 @@ impl Fd {
         }
     }
 
-    /// Raises the modem output `line` (`TIOCM_*`).
-    pub fn raise_line(&self, line: c_int) -> Result<()> {
-        // SAFETY: TIOCMBIS reads one int.
-        check(unsafe { libc::ioctl(self.0, libc::TIOCMBIS as _, &raw const line) }).map(drop)
+    /// Sets the modem output `line` (`TIOCM_*`).
+    pub fn set_line(&self, line: c_int, on: bool) -> Result<()> {
+        let request = if on { libc::TIOCMBIS } else { libc::TIOCMBIC };
+        // SAFETY: both requests read one int.
+        check(unsafe { libc::ioctl(self.0, request as _, &raw const line) }).map(drop)
     }
 
     /// Waits until a terminal has sent everything.
@@ -315,7 +316,7 @@ pub fn disable_reset_key() {
     unsafe { libc::reboot(libc::RB_DISABLE_CAD) };
 }
 
-/// Writes out what file systems hold, then switches the machine off. Does not return.
+/// Writes out what file systems hold.
 pub fn sync() {
     // SAFETY: takes nothing.
     unsafe { libc::sync() };

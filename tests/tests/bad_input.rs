@@ -161,7 +161,7 @@ fn without_kvm_it_is_named_and_how_to_get_it() {
     let no_driver = format!("mount -t tmpfs none /dev; mknod /dev/null c 1 3; mknod /dev/kvm c 10 255; {run_it}");
     let run = as_root(&no_driver, &kernel).expect("root");
     assert_refused(&run, "KVM_UNAVAILABLE");
-    assert_says(&run, "hint: is the device of KVM");
+    assert_says(&run, "hint: is a KVM module loaded");
 
     let other_device = format!("mount -t tmpfs none /dev; mknod /dev/null c 1 3; mknod /dev/kvm c 1 3; {run_it}");
     let run = as_root(&other_device, &kernel).expect("root");

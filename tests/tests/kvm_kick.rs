@@ -107,8 +107,8 @@ fn a_pending_signal_interrupts_every_run_until_it_is_drained() {
             assert_eq!(machine.run(&mut seen), Step::Kicked);
         }
         let expected = (signal != libc::SIGIO).then_some(Signal(signal));
-        assert_eq!(machine.kick.drain().unwrap(), expected);
-        assert_eq!(machine.kick.drain().unwrap(), None);
+        assert_eq!(machine.kick.drain().unwrap().end, expected);
+        assert_eq!(machine.kick.drain().unwrap().end, None);
     }
     assert_eq!(seen.0, [], "no instruction ran");
     assert_eq!(machine.run(&mut seen), Step::Continue);
@@ -133,7 +133,7 @@ fn a_signal_that_is_blocked_interrupts_a_guest_that_runs_already() {
     });
     assert_eq!(machine.run(&mut seen), Step::Kicked);
     sender.join().unwrap();
-    assert_eq!(machine.kick.drain().unwrap(), Some(Signal(libc::SIGHUP)));
+    assert_eq!(machine.kick.drain().unwrap().end, Some(Signal(libc::SIGHUP)));
 }
 
 /// A descriptor that a system call returned.

@@ -324,6 +324,14 @@ guest!(
     "jnz 4b",
     "mov edx, 0x3f8",
     "in al, dx",
+    "mov ebx, eax",
+    "mov edx, 0x3fc",
+    "mov al, 0x03",
+    "out dx, al",
+    "mov al, 0x07",
+    "out dx, al",
+    "mov edx, 0x3f8",
+    "mov eax, ebx",
     "out dx, al",
     "jmp 2b",
     "3: mov edx, 0x500",
@@ -346,6 +354,41 @@ fn input_waits_for_a_slow_guest_and_none_is_lost() {
     assert!(output == input, "{} of {} bytes", output.len(), input.len());
     writing.join().unwrap().unwrap();
     assert_eq!(live.wait().code(), Some(0));
+}
+
+guest!(
+    asks_once,
+    "Asks for input once, counts what comes until nothing has for 1,000 looks, and prints the count's low and high byte.",
+    "mov edx, 0x3fc",
+    "mov al, 0x07",
+    "out dx, al",
+    "xor ebx, ebx",
+    "2: mov ecx, 1000",
+    "3: mov edx, 0x3fd",
+    "in al, dx",
+    "test al, 0x01",
+    "jnz 4f",
+    "dec ecx",
+    "jnz 3b",
+    "mov edx, 0x3f8",
+    "mov al, bl",
+    "out dx, al",
+    "mov al, bh",
+    "out dx, al",
+    "mov edx, 0x500",
+    "xor eax, eax",
+    "out dx, al",
+    "4: mov edx, 0x3f8",
+    "in al, dx",
+    "inc ebx",
+    "jmp 2b",
+);
+
+#[test]
+fn a_guest_gets_as_much_as_it_asked_for() {
+    let kernel = Kernel::new(asks_once());
+    let run = kernel.run().stdin(bytes(5000)).finish();
+    assert_eq!((run.stdout, run.status.code()), (2048u16.to_le_bytes().to_vec(), Some(0)));
 }
 
 #[test]

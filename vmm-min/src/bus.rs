@@ -1,13 +1,12 @@
 //! The devices together: each access goes to its register, and the host's descriptors follow.
 
-use std::os::fd::AsFd;
 use std::time::Instant;
 
 use crate::arch::{End, Register, Registers, Step};
 use crate::device::console::{Console, Output};
 use crate::device::uart::Uart;
 use crate::error::Result;
-use crate::kick::{Kick, Signal};
+use crate::kick::{self, Kick};
 use crate::sys::Ready;
 use crate::terminal::Terminal;
 
@@ -35,42 +34,49 @@ impl Bus {
 
     /// KVM_RUN was interrupted: takes the signals, after which every descriptor is worth a look.
     pub fn woken(&mut self) -> Result<Step> {
-        let signal = self.kick.drain()?;
+        let pending = self.kick.drain()?;
         self.console.woken();
-        match signal {
-            None => Ok(Step::Continue),
-            Some(Signal(libc::SIGTSTP)) => {
-                if let Some(terminal) = &self.terminal {
-                    terminal.leave();
-                }
-                crate::kick::stop_self();
-                if let Some(terminal) = &self.terminal {
-                    terminal.enter()?;
-                }
-                Ok(Step::Continue)
-            }
-            Some(signal) => Ok(Step::End(End::Signal(signal))),
+        if let Some(signal) = pending.end {
+            return Ok(Step::End(End::Signal(signal)));
         }
+        if let Some(terminal) = self.terminal.as_ref().filter(|_| pending.stop) {
+            terminal.leave();
+        }
+        if pending.stop {
+            kick::stop_self();
+        }
+        if let Some(terminal) = self.terminal.as_ref().filter(|_| pending.stop || pending.resumed) {
+            terminal.enter()?;
+        }
+        Ok(Step::Continue)
     }
 
     /// Moves what can be moved between the devices and the host, without waiting.
     pub fn settle(&mut self) -> Result<Step> {
         self.console.pump_input(&mut self.uart)?;
+        self.send()
+    }
+
+    fn send(&mut self) -> Result<Step> {
+        let waiting = !self.uart.transmitted().is_empty();
         match self.console.pump_output(&mut self.uart)? {
-            Output::Open => Ok(Step::Continue),
             Output::Closed => Ok(Step::End(End::OutputClosed)),
+            Output::Open if self.end_at_first_byte && waiting && self.uart.transmitted().is_empty() => {
+                Ok(Step::End(End::FirstByte(Instant::now())))
+            }
+            Output::Open => Ok(Step::Continue),
         }
     }
 
     /// Waits until the host has taken enough of the output: all of it, or enough for one more byte.
     fn make_room(&mut self, all: bool) -> Result<Step> {
         loop {
-            let step = self.settle()?;
+            let step = self.send()?;
             let done = if all { self.uart.transmitted().is_empty() } else { !self.uart.transmit_full() };
             if done || step != Step::Continue {
                 return Ok(step);
             }
-            self.kick.wait(self.console.output_fd().as_fd(), Ready::Write)?;
+            self.kick.wait(self.console.output_fd(), Ready::Write)?;
             let step = self.woken()?;
             if step != Step::Continue {
                 return Ok(step);
@@ -81,13 +87,10 @@ impl Bus {
     /// Gives the host the rest of the output. A signal meanwhile is the end instead of `end`; when it is the end
     /// already, its sender does not wait for a reader that may have stopped.
     pub fn finish(&mut self, end: End) -> Result<End> {
-        if let End::Signal(_) = end {
-            self.settle()?;
-            return Ok(end);
-        }
-        match self.make_room(true)? {
-            Step::End(End::OutputClosed) | Step::Continue | Step::Kicked => Ok(end),
-            Step::End(other) => Ok(other),
+        let step = if let End::Signal(_) = end { self.send()? } else { self.make_room(true)? };
+        match step {
+            Step::End(End::Signal(signal)) => Ok(End::Signal(signal)),
+            _ => Ok(end),
         }
     }
 }
@@ -104,15 +107,8 @@ impl Registers for Bus {
         match register {
             Register::Uart(offset) => {
                 self.uart.write(offset, value);
-                if self.uart.transmitted().is_empty() {
-                    return Ok(Step::Continue);
-                }
-                // Only a guest that does not ask for room gets here with a full FIFO: it waits, nothing is lost.
-                let step = self.make_room(false)?;
-                if self.end_at_first_byte && step == Step::Continue {
-                    return Ok(Step::End(End::FirstByte(Instant::now())));
-                }
-                Ok(step)
+                // Only a guest that does not ask for room fills the FIFO: it waits, and nothing is lost.
+                if self.uart.transmit_full() { self.make_room(false) } else { Ok(Step::Continue) }
             }
             Register::Exit => Ok(Step::End(End::Code(value))),
             Register::Reset => Ok(Step::End(End::Reset)),

@@ -21,6 +21,8 @@ pub fn store(path: &Path, content: &[u8]) -> io::Result<File> {
     fs::create_dir_all(directory)?;
     let mut file = sys::unnamed_file(directory)?;
     file.write_all(content)?;
+    // A host that crashes leaves no file of the right length without its content.
+    file.sync_data()?;
     // No second name that rename(2) would put in place: a kill before that would leave it behind.
     if !sys::link(&file, path)? {
         fs::remove_file(path)?;

@@ -16,8 +16,23 @@ use kvm_ioctls::VcpuFd;
 use crate::error::{Error, Result};
 use crate::sys::{self, Ready};
 
-/// Signals that end the monitor, and the one that stops it.
-const CONTROL: [libc::c_int; 5] = [libc::SIGTERM, libc::SIGINT, libc::SIGHUP, libc::SIGQUIT, libc::SIGTSTP];
+/// Signals whose default action ends a process, apart from those of its own faults: they end the monitor, after the
+/// terminal was given back.
+const ENDING: [libc::c_int; 13] = [
+    libc::SIGTERM,
+    libc::SIGINT,
+    libc::SIGHUP,
+    libc::SIGQUIT,
+    libc::SIGUSR1,
+    libc::SIGUSR2,
+    libc::SIGALRM,
+    libc::SIGVTALRM,
+    libc::SIGPROF,
+    libc::SIGXCPU,
+    libc::SIGXFSZ,
+    libc::SIGPWR,
+    libc::SIGSTKFLT,
+];
 
 /// `_IOW(KVMIO, 0x8b, struct kvm_signal_mask)`; kvm-ioctls has no wrapper for it.
 const KVM_SET_SIGNAL_MASK: u32 = 0x4004_ae8b;
@@ -31,9 +46,20 @@ struct SignalMask {
     sigset: [u8; KERNEL_SIGSET_BYTES as usize],
 }
 
-/// A signal that a user sent on purpose.
+/// A signal that ends the monitor.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Signal(pub libc::c_int);
+
+/// The signals that were pending, apart from SIGIO.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pending {
+    /// The first that ends the monitor.
+    pub end: Option<Signal>,
+    /// SIGTSTP.
+    pub stop: bool,
+    /// SIGCONT.
+    pub resumed: bool,
+}
 
 /// The set of blocked signals and where they are read.
 pub struct Kick {
@@ -50,9 +76,8 @@ impl Kick {
         // SAFETY: sigemptyset initialises the set; the other calls get valid signal numbers and live pointers.
         let fd = unsafe {
             libc::sigemptyset(set.as_mut_ptr());
-            libc::sigaddset(set.as_mut_ptr(), libc::SIGIO);
-            for signal in CONTROL {
-                if !ignored(signal) {
+            for signal in ENDING.into_iter().chain([libc::SIGIO, libc::SIGTSTP, libc::SIGCONT]) {
+                if signal == libc::SIGIO || !ignored(signal) {
                     libc::sigaddset(set.as_mut_ptr(), signal);
                 }
             }
@@ -80,21 +105,20 @@ impl Kick {
         Ok(())
     }
 
-    /// Takes every pending signal; returns one that a user sent, if any: the first that ends, else one that stops.
-    pub fn drain(&mut self) -> Result<Option<Signal>> {
-        let mut user = None;
+    /// Takes every pending signal.
+    pub fn drain(&mut self) -> Result<Pending> {
+        let mut pending = Pending::default();
         let mut info = [0u8; size_of::<libc::signalfd_siginfo>()];
         loop {
             match self.queue.read(&mut info) {
-                Ok(_) => {
-                    // ssi_signo is the first field (signalfd(2)).
-                    let number = i32::from_ne_bytes([info[0], info[1], info[2], info[3]]);
-                    let ends = matches!(user, Some(Signal(known)) if known != libc::SIGTSTP);
-                    if number != libc::SIGIO && !ends {
-                        user = Some(Signal(number));
-                    }
-                }
-                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(user),
+                // ssi_signo is the first field (signalfd(2)).
+                Ok(_) => match i32::from_ne_bytes([info[0], info[1], info[2], info[3]]) {
+                    libc::SIGIO => {}
+                    libc::SIGTSTP => pending.stop = true,
+                    libc::SIGCONT => pending.resumed = true,
+                    number => pending.end = pending.end.or(Some(Signal(number))),
+                },
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => return Ok(pending),
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) => return Err(Error::host("HOST_SIGNALS", "read of the signal queue", error)),
             }
@@ -131,7 +155,8 @@ fn ignored(signal: libc::c_int) -> bool {
     }
 }
 
-/// Stops this process as if `signal` had its default action, and returns when it is continued.
+/// Stops this process, and returns when it is continued. By SIGSTOP: the default course of SIGTSTP would be to go on
+/// where no shell watches (an orphaned process group), and whoever sends it there can also send SIGCONT.
 pub fn stop_self() {
     // SAFETY: raise takes a signal number; SIGSTOP has no handler to run.
     unsafe { libc::raise(libc::SIGSTOP) };

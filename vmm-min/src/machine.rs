@@ -15,9 +15,10 @@ use crate::device::console::Console;
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
-use crate::sys;
 use crate::terminal::Terminal;
 
+/// No kernel file is larger.
+const MOST_KERNEL_BYTES: u64 = 1 << 30;
 const KVM_DEVICE: &str = "/dev/kvm";
 /// The version that KVM has had since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
@@ -28,11 +29,11 @@ const KVM_API_VERSION: i32 = 12;
 /// RAM before the interrupt controller, because a slot that comes later waits for a grace period; the terminal
 /// last, because nothing after it can fail for a reason of the user's.
 pub fn run(config: &Config) -> Result<End> {
-    let kernel = Source::open(Role::Kernel, &config.kernel)?;
-    let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path)).transpose()?;
+    let ram_bytes = config.memory_mib << 20;
+    let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
+    let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
 
     let (kvm, vm) = open_kvm()?;
-    let ram_bytes = config.memory_mib << 20;
     let ram = Ram::new(&arch::ranges(ram_bytes))?;
     ram.register(&vm)?;
     let window = arch::kernel_window(ram_bytes);
@@ -45,8 +46,8 @@ pub fn run(config: &Config) -> Result<End> {
     let boot = Boot { entry: loaded.entry, initrd, cmdline: cmdline(config, stdio.session) };
     platform.prepare(&ram, &boot)?;
 
-    let console = Console::new(stdio.session, stdio.readable)?;
-    let terminal = if stdio.raw { Some(Terminal::raw(io::stdin().as_fd())?) } else { None };
+    let console = Console::new(stdio.session)?;
+    let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(console, kick, terminal, config.boot_test);
     let end = run_to_end(&vm, &mut platform, &mut bus)?;
     bus.finish(end)
@@ -60,7 +61,6 @@ fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> 
             Step::End(end) => return Ok(end),
             Step::Continue | Step::Kicked => {}
         }
-        platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
         step = match platform.run(vm, bus) {
             Ok(Step::Kicked) => bus.woken()?,
             Ok(step) => step,
@@ -72,8 +72,11 @@ fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> 
                 };
             }
         };
+        // Twice: a line that falls with the access and rises with what the host brings is an edge, not a level.
+        platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
         if step == Step::Continue {
             step = bus.settle()?;
+            platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
         }
     }
 }
@@ -86,7 +89,7 @@ fn open_kvm() -> Result<(Kvm, VmFd)> {
                 ("KVM_MISSING", "load the module (modprobe kvm-amd or kvm-intel) or switch virtualization on")
             }
             io::ErrorKind::PermissionDenied => ("KVM_PERMISSION", "join its group: sudo usermod -aG kvm $USER"),
-            _ => ("KVM_UNAVAILABLE", "is the device of KVM, and has it been loaded?"),
+            _ => ("KVM_UNAVAILABLE", "is a KVM module loaded for this processor?"),
         };
         Error::Host { code, operation: format!("open of {KVM_DEVICE}"), cause, hint: hint.into() }
     })?;
@@ -99,34 +102,34 @@ fn check_version(version: i32) -> Result<()> {
     match version {
         KVM_API_VERSION => Ok(()),
         // The ioctl itself failed.
-        ..0 => Err(Error::usage("KVM_TOO_OLD", format!("{KVM_DEVICE} does not answer as KVM"), "")),
+        ..0 => Err(unsupported(format!("{KVM_DEVICE} does not answer as KVM"))),
         other => Err(too_old(&format!("API version {KVM_API_VERSION} (it has {other})"))),
     }
 }
 
 /// The host's KVM lacks `what`.
 pub fn too_old(what: &str) -> Error {
-    Error::usage("KVM_TOO_OLD", format!("the host's KVM lacks {what}"), "Linux 5.10 or newer is needed")
+    unsupported(format!("the host's KVM lacks {what}"))
+}
+
+fn unsupported(operation: String) -> Error {
+    let cause = io::ErrorKind::Unsupported.into();
+    Error::Host { code: "KVM_TOO_OLD", operation, cause, hint: "Linux 5.10 or newer is needed".into() }
 }
 
 /// What stdin and stdout are.
 struct Stdio {
     /// The line carries a terminal session.
     session: bool,
-    /// stdin is a terminal to be put in raw mode.
-    raw: bool,
-    /// stdin may be read.
-    readable: bool,
+    /// stdin is the terminal of that session.
+    terminal: bool,
 }
 
 impl Stdio {
     fn look(forced: bool) -> Stdio {
-        let stdin = io::stdin();
-        let terminal = stdin.is_terminal();
-        // Reading from a terminal in the background would only bring SIGTTIN.
-        let foreground = terminal && sys::in_foreground(stdin.as_fd());
+        let terminal = io::stdin().is_terminal();
         let session = forced || (terminal && io::stdout().is_terminal());
-        Stdio { session, raw: session && foreground, readable: foreground || !terminal }
+        Stdio { session, terminal: session && terminal }
     }
 }
 

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::env;
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::exit;
 use std::time::Instant;
 
@@ -30,16 +30,18 @@ fn main() {
         Err(bad) => exit(fail(&Error::usage("USAGE", format!("argument {bad:?} is not valid UTF-8"), ""), false)),
     };
     let status = match config::parse(&arguments, &|name| env::var_os(name)) {
-        Ok(Request::Print(text)) => {
-            // A closed reader (`| head`) is no failure.
-            let _: std::io::Result<()> = std::io::stdout().write_all(text.as_bytes());
-            0
-        }
+        Ok(Request::Print(text)) => match std::io::stdout().write_all(text.as_bytes()) {
+            // A reader that has read enough (`| head`) is no failure.
+            Err(cause) if cause.kind() != ErrorKind::BrokenPipe => {
+                fail(&Error::host("HOST_STDOUT", "write to stdout", cause), json)
+            }
+            _ => 0,
+        },
         Ok(Request::Run(config)) => match machine::run(&config) {
             Ok(End::Code(code)) => code.into(),
             Ok(End::PowerOff | End::Reset | End::OutputClosed) => 0,
             Ok(End::FirstByte(moment)) => {
-                eprintln!("{}", machine::first_byte_report(moment - start, json));
+                say(&machine::first_byte_report(moment - start, json));
                 0
             }
             Ok(End::Signal(signal)) => {
@@ -57,12 +59,16 @@ fn main() {
 /// Prints one block on stderr; returns the exit status.
 fn fail(error: &Error, json: bool) -> i32 {
     if json {
-        eprintln!("{}", error.to_json());
+        say(&error.to_json());
+    } else if error.hint().is_empty() {
+        say(&format!("vmm-min: {}: {error}", error.code()));
     } else {
-        eprintln!("vmm-min: {}: {error}", error.code());
-        if !error.hint().is_empty() {
-            eprintln!("  hint: {}", error.hint());
-        }
+        say(&format!("vmm-min: {}: {error}\n  hint: {}", error.code(), error.hint()));
     }
     FAILED
+}
+
+/// One block on stderr. Where that cannot be written to, the exit status has to do.
+fn say(text: &str) {
+    let _: std::io::Result<()> = writeln!(std::io::stderr(), "{text}");
 }

@@ -80,7 +80,12 @@ impl Ram {
             };
             // SAFETY: the slot names memory that stays mapped for the life of the process, and no other slot
             // overlaps it.
-            unsafe { vm.set_user_memory_region(slot) }.map_err(Error::kvm("KVM_SET_USER_MEMORY_REGION"))?;
+            unsafe { vm.set_user_memory_region(slot) }.map_err(|cause| Error::Host {
+                code: "MEMORY_UNAVAILABLE",
+                operation: format!("KVM_SET_USER_MEMORY_REGION of {} MiB", region.len() >> 20),
+                cause: io::Error::from_raw_os_error(cause.errno()),
+                hint: "give the guest less with --memory".into(),
+            })?;
         }
         Ok(())
     }

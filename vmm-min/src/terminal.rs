@@ -2,63 +2,74 @@
 
 use std::io;
 use std::mem::MaybeUninit;
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use crate::error::{Error, Result};
+use crate::sys;
 
-/// Signals of a crash: the handler gives the terminal back, then the signal takes its default course.
-const CRASHES: [libc::c_int; 6] =
-    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS];
+/// Signals of a fault of our own: the handler gives the terminal back, then the signal takes its default course.
+const CRASHES: [libc::c_int; 7] =
+    [libc::SIGSEGV, libc::SIGBUS, libc::SIGILL, libc::SIGFPE, libc::SIGABRT, libc::SIGSYS, libc::SIGTRAP];
 
 static RAW: AtomicBool = AtomicBool::new(false);
 /// Valid while `RAW` is set; written before it is set, by the only thread.
 static mut SAVED: MaybeUninit<(libc::c_int, libc::termios)> = MaybeUninit::uninit();
 
-/// A terminal in raw mode; dropping it restores the mode it had.
+/// A terminal that is raw while this process is in its foreground; dropping it restores the mode it had.
 pub struct Terminal {
-    fd: libc::c_int,
+    fd: OwnedFd,
 }
 
 impl Terminal {
-    /// Puts the terminal `fd` in raw mode.
-    pub fn raw(fd: BorrowedFd<'_>) -> Result<Terminal> {
-        let terminal = Terminal { fd: fd.as_raw_fd() };
+    /// Takes the terminal `fd`: raw from now on, or from the first [`Terminal::enter`] in the foreground.
+    pub fn new(fd: BorrowedFd<'_>) -> Result<Terminal> {
+        let fd = fd.try_clone_to_owned().map_err(|cause| Error::host("HOST_TERMINAL", "dup of the terminal", cause))?;
+        let terminal = Terminal { fd };
         terminal.enter()?;
         for signal in CRASHES {
-            // SAFETY: the handler only calls functions that signal-safety(7) lists.
+            // SAFETY: the handler only calls functions that signal-safety(7) lists; it runs on the alternate stack
+            // that std has set up, so that a stack overflow gets there too.
             unsafe {
                 let mut action = MaybeUninit::<libc::sigaction>::zeroed().assume_init();
                 action.sa_sigaction = on_crash as *const () as usize;
-                action.sa_flags = libc::SA_RESETHAND;
+                action.sa_flags = libc::SA_RESETHAND | libc::SA_ONSTACK;
                 libc::sigaction(signal, &raw const action, std::ptr::null_mut());
             }
         }
         Ok(terminal)
     }
 
-    /// Gives the terminal back for a while; [`Terminal::enter`] takes it again.
+    /// Gives the terminal back for a while.
     pub fn leave(&self) {
         restore();
     }
 
-    /// Takes the terminal again after [`Terminal::leave`].
+    /// Makes the terminal raw, unless others are using it. To be called again when this process is continued: whoever
+    /// had the terminal meanwhile may have changed its mode.
     pub fn enter(&self) -> Result<()> {
-        let mut mode = MaybeUninit::<libc::termios>::uninit();
-        // SAFETY: tcgetattr fills `mode` before it is read; SAVED is written while RAW is clear, and only this
-        // thread exists.
-        let result = unsafe {
-            if libc::tcgetattr(self.fd, mode.as_mut_ptr()) != 0 {
-                return Err(Error::host("HOST_TERMINAL", "tcgetattr of the terminal", io::Error::last_os_error()));
+        if !sys::in_foreground(self.fd.as_fd()) {
+            return Ok(());
+        }
+        let fd = self.fd.as_raw_fd();
+        let failed = |call| Err(Error::host("HOST_TERMINAL", call, io::Error::last_os_error()));
+        // SAFETY: tcgetattr fills the mode before it is read; SAVED is written while RAW is clear and read while it is
+        // set, and only this thread exists.
+        unsafe {
+            if !RAW.load(Ordering::SeqCst) {
+                let mut mode = MaybeUninit::<libc::termios>::uninit();
+                if libc::tcgetattr(fd, mode.as_mut_ptr()) != 0 {
+                    return failed("tcgetattr of the terminal");
+                }
+                (&raw mut SAVED).write(MaybeUninit::new((fd, mode.assume_init())));
+                RAW.store(true, Ordering::SeqCst);
             }
-            let mut mode = mode.assume_init();
-            (&raw mut SAVED).write(MaybeUninit::new((self.fd, mode)));
-            RAW.store(true, Ordering::SeqCst);
+            let (_, mut mode) = (&raw const SAVED).read().assume_init();
             libc::cfmakeraw(&raw mut mode);
-            libc::tcsetattr(self.fd, libc::TCSADRAIN, &raw const mode)
-        };
-        if result != 0 {
-            return Err(Error::host("HOST_TERMINAL", "tcsetattr of the terminal", io::Error::last_os_error()));
+            // Not after draining: a serial terminal that was stopped would make us wait with signals blocked.
+            if libc::tcsetattr(fd, libc::TCSANOW, &raw const mode) != 0 {
+                return failed("tcsetattr of the terminal");
+            }
         }
         Ok(())
     }

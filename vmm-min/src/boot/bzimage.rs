@@ -19,6 +19,7 @@ use crate::{cache, sys};
 pub const HEAD_BYTES: usize = 0x264;
 /// No kernel is larger; a payload that claims to be is refused before memory is taken for it.
 const MOST_BYTES: u32 = 1 << 30;
+const GZIP: [u8; 2] = [0x1f, 0x8b];
 /// Kernels are compressed with dictionaries of up to 128 MiB (scripts/xz_wrap.sh).
 const XZ_MEMORY_KIB: u32 = 256 << 10;
 /// LZ4's legacy frame holds blocks of at most this many decompressed bytes.
@@ -45,13 +46,17 @@ pub fn payload(kernel: &Source, head: &[u8]) -> Result<Option<Payload>> {
     if length < 8 || start + length > kernel.bytes {
         return Err(broken(kernel, format_args!("its header names bytes beyond its end at {}", kernel.bytes)));
     }
-    let mut compressed = vec![0; usize::try_from(length).expect("a 32-bit length")];
+    let mut compressed = room_for(length).map_err(|cause| kernel.unreadable(cause))?;
+    compressed.resize(usize::try_from(length).map_err(|_| kernel.unreadable(io::ErrorKind::OutOfMemory.into()))?, 0);
     kernel.file.read_exact_at(&mut compressed, start).map_err(|cause| kernel.unreadable(cause))?;
-    // The build appends the decompressed size.
-    let tail = compressed.split_off(compressed.len() - 4);
-    let bytes = u32::from_le_bytes([tail[0], tail[1], tail[2], tail[3]]);
+    // The decompressed size: gzip has it at its end, to the others the kernel's build appends it.
+    let (rest, tail) = compressed.split_last_chunk().expect("8 bytes at least");
+    let bytes = u32::from_le_bytes(*tail);
     if bytes > MOST_BYTES {
         return Err(broken(kernel, format_args!("it says that its kernel has {bytes} bytes")));
+    }
+    if !compressed.starts_with(&GZIP) {
+        compressed.truncate(rest.len());
     }
     Ok(Some(Payload { compressed, bytes }))
 }
@@ -102,12 +107,19 @@ fn cache_path(payload: &Payload) -> Option<PathBuf> {
     Some(cache::directory()?.join("kernels").join(name + ".elf"))
 }
 
+/// An empty vector with exactly this capacity, or an error where the host has no memory for it.
+fn room_for(bytes: u64) -> io::Result<Vec<u8>> {
+    let mut room = Vec::new();
+    room.try_reserve_exact(usize::try_from(bytes).map_err(io::Error::other)?)?;
+    Ok(room)
+}
+
 fn decompress(compressed: &[u8], bytes: u32) -> io::Result<Vec<u8>> {
-    let mut image = Vec::with_capacity(usize::try_from(bytes).map_err(io::Error::other)?);
+    let mut image = room_for(bytes.into())?;
     // One byte more than promised is enough to see that the promise was wrong.
     let limit = u64::from(bytes) + 1;
     match compressed {
-        [0x1f, 0x8b, ..] => {
+        [first, second, ..] if [*first, *second] == GZIP => {
             flate2::read::GzDecoder::new(compressed).take(limit).read_to_end(&mut image)?;
         }
         [0x28, 0xb5, 0x2f, 0xfd, ..] => {

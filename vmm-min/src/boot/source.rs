@@ -1,7 +1,7 @@
 //! An input file: opened once, its size known, its errors named.
 
 use std::fs::File;
-use std::io::{self, Seek, SeekFrom};
+use std::io::{self, Read, Seek, SeekFrom};
 use std::os::fd::AsFd;
 use std::os::unix::fs::{FileExt, FileTypeExt};
 
@@ -46,11 +46,11 @@ pub struct Source {
 }
 
 impl Source {
-    /// Opens `path`, `-` being stdin. A pipe or terminal is read to its end into memory first; signals act as
-    /// usual meanwhile.
+    /// Opens `path`, `-` being stdin. A pipe or terminal is read into memory first, to its end or one byte beyond
+    /// `most_bytes`; signals act as usual meanwhile.
     ///
-    /// Errors: `…_NOT_FOUND`, `…_UNREADABLE`, `…_EMPTY`.
-    pub fn open(role: Role, path: &str) -> Result<Source> {
+    /// Errors: `…_NOT_FOUND`, `…_UNREADABLE`, `…_EMPTY`, `…_TOO_LARGE`.
+    pub fn open(role: Role, path: &str, most_bytes: u64) -> Result<Source> {
         let fail = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound => Error::Host {
                 code: role.code("KERNEL_NOT_FOUND", "INITRD_NOT_FOUND"),
@@ -69,11 +69,17 @@ impl Source {
         if kind.is_dir() {
             return Err(fail(io::Error::from_raw_os_error(libc::EISDIR)));
         }
-        let mut file = if kind.is_file() || kind.is_block_device() { file } else { spool(file, role).map_err(fail)? };
+        let has_size = kind.is_file() || kind.is_block_device();
+        let mut file = if has_size { file } else { spool(file, role, most_bytes).map_err(fail)? };
         let bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
         if bytes == 0 {
             let code = role.code("KERNEL_EMPTY", "INITRD_EMPTY");
             return Err(Error::usage(code, format!("{} {path}: the file is empty", role.word()), ""));
+        }
+        if !has_size && bytes > most_bytes {
+            let code = role.code("KERNEL_TOO_LARGE", "INITRD_TOO_LARGE");
+            let most = most_bytes >> 20;
+            return Err(Error::usage(code, format!("{} {path}: more than {most} MiB", role.word()), ""));
         }
         Ok(Source { file, bytes, path: path.into(), role })
     }
@@ -100,8 +106,8 @@ fn unreadable(role: Role, path: &str, cause: io::Error) -> Error {
     Error::host(role.code("KERNEL_UNREADABLE", "INITRD_UNREADABLE"), format!("{} {path}", role.word()), cause)
 }
 
-fn spool(mut from: File, role: Role) -> io::Result<File> {
+fn spool(from: File, role: Role, most_bytes: u64) -> io::Result<File> {
     let mut copy = sys::memfd(role.word())?;
-    io::copy(&mut from, &mut copy)?;
+    io::copy(&mut from.take(most_bytes + 1), &mut copy)?;
     Ok(copy)
 }

@@ -2,8 +2,8 @@
 
 use std::collections::VecDeque;
 use std::fs::File;
-use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
+use std::io::{self, IsTerminal, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use crate::device::uart::{Received, Uart};
 use crate::error::{Error, Result};
@@ -11,6 +11,9 @@ use crate::sys::{self, Ready};
 
 /// Most bytes moved by one read or write. A pipe that polls writable takes this many without waiting.
 const CHUNK_BYTES: usize = 4096;
+
+/// Bytes and breaks that a guest asks for by one rise of OUT1. Less than any buffer on their way in the guest holds.
+const WINDOW_ITEMS: usize = 2048;
 
 /// How a descriptor is used without waiting.
 enum Mode {
@@ -33,6 +36,7 @@ struct Channel {
     /// SIGIO is asked for. Only while there is something to wait for: the other side of a pipe would send one for
     /// each of its reads.
     notified: bool,
+    is_terminal: bool,
 }
 
 impl Channel {
@@ -48,7 +52,9 @@ impl Channel {
                 Err(_) => (own(fd)?, Mode::Polled),
             },
         };
-        Ok(Channel { file: File::from(owned), mode, ready: true, notified: false })
+        let file = File::from(owned);
+        let is_terminal = file.is_terminal();
+        Ok(Channel { file, mode, ready: true, notified: false, is_terminal })
     }
 
     /// The last call would have waited: asks for a signal and stays ready for one more try, or is not ready any more.
@@ -59,17 +65,26 @@ impl Channel {
         self.notify(true)
     }
 
-    /// Switches SIGIO on or off. What ignores the request (/dev/null) never makes anyone wait either.
+    /// Switches SIGIO on or off. A file that can make its user wait and gives no notice is refused.
     fn notify(&mut self, on: bool) -> Result<()> {
         if self.notified != on {
-            sys::notify_by_signal(self.file.as_fd(), on)
+            let is_on = sys::notify_by_signal(self.file.as_fd(), on)
                 .map_err(|cause| Error::host("HOST_STDIO", "F_SETFL of a standard stream", cause))?;
+            if on && !is_on {
+                let cause = io::Error::from(io::ErrorKind::Unsupported);
+                return Err(Error::host("HOST_STDIO", "notice of a standard stream (O_ASYNC)", cause));
+            }
             self.notified = on;
         }
         Ok(())
     }
 
     fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        // In the background a read would stop this process, and with its signals blocked nothing could end it then.
+        // SIGCONT comes when it is in the foreground again.
+        if self.is_terminal && !sys::in_foreground(self.file.as_fd()) {
+            return Err(io::ErrorKind::WouldBlock.into());
+        }
         match self.mode {
             Mode::Own | Mode::File => (&self.file).read(buffer),
             Mode::Socket => sys::receive(self.file.as_fd(), buffer),
@@ -92,7 +107,6 @@ impl Channel {
     }
 
     fn poll(&self, direction: Ready) -> io::Result<()> {
-        use std::os::fd::AsRawFd;
         match sys::poll([(self.file.as_raw_fd(), direction)], 0)? {
             [true] => Ok(()),
             [false] => Err(io::ErrorKind::WouldBlock.into()),
@@ -122,7 +136,7 @@ enum Input {
     /// stdin, when the guest first has room for it.
     Unopened,
     Open(Channel),
-    /// Ended, or not ours to read.
+    /// At its end.
     Closed,
 }
 
@@ -132,17 +146,17 @@ pub struct Console {
     output: Channel,
     /// Read from the host, not yet on the line.
     pending: VecDeque<Received>,
-    /// The guest must raise OUT1 before it gets input; see docs/rootfs-contract.md.
-    wait_for_out1: bool,
+    /// How much the guest may still be sent; `None`: as much as the UART takes, it is a terminal session. Each rise of
+    /// OUT1 opens the window anew (docs/rootfs-contract.md).
+    window: Option<usize>,
 }
 
 impl Console {
     /// Takes the process' stdin and stdout. `terminal`: the line carries a terminal session, not plain bytes.
-    /// `read_input`: false when stdin may not be read (a background job on a terminal).
-    pub fn new(terminal: bool, read_input: bool) -> Result<Console> {
-        let input = if read_input { Input::Unopened } else { Input::Closed };
+    pub fn new(terminal: bool) -> Result<Console> {
+        let input = Input::Unopened;
         let output = Channel::open(io::stdout().as_fd(), Ready::Write)?;
-        Ok(Console { input, output, pending: VecDeque::new(), wait_for_out1: !terminal })
+        Ok(Console { input, output, pending: VecDeque::new(), window: (!terminal).then_some(0) })
     }
 
     /// A signal came: any descriptor may be ready again.
@@ -155,12 +169,13 @@ impl Console {
 
     /// Moves input to the UART as far as the guest has room and the host has data.
     pub fn pump_input(&mut self, uart: &mut Uart) -> Result<()> {
-        if self.wait_for_out1 && !uart.out1() {
-            return Ok(());
+        if uart.take_request() {
+            self.window = self.window.map(|_| WINDOW_ITEMS);
         }
-        while uart.receive_room() > 0 {
+        while uart.receive_room() > 0 && self.window != Some(0) {
             if let Some(item) = self.pending.pop_front() {
                 uart.receive(item);
+                self.window = self.window.map(|left| left - 1);
             } else if !self.read_more()? {
                 return Ok(());
             }

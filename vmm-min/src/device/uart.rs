@@ -34,7 +34,6 @@ bitflags! {
 }
 
 const LSR_DATA_READY: u8 = 0x01;
-const LSR_PARITY_ERROR: u8 = 0x04;
 const LSR_BREAK: u8 = 0x10;
 const LSR_THR_EMPTY: u8 = 0x20;
 const LSR_IDLE: u8 = 0x40;
@@ -60,14 +59,12 @@ pub enum Received {
     Byte(u8),
     /// A break condition.
     Break,
-    /// A byte whose parity bit is wrong.
-    BadParity(u8),
 }
 
 impl Received {
     fn byte(self) -> u8 {
         match self {
-            Received::Byte(byte) | Received::BadParity(byte) => byte,
+            Received::Byte(byte) => byte,
             Received::Break => 0,
         }
     }
@@ -76,7 +73,6 @@ impl Received {
         match self {
             Received::Byte(_) => 0,
             Received::Break => LSR_BREAK,
-            Received::BadParity(_) => LSR_PARITY_ERROR,
         }
     }
 }
@@ -92,6 +88,12 @@ pub struct Uart {
     divisor: [u8; 2],
     /// The transmit-empty interrupt is due: set when the FIFO runs empty, cleared by reading IIR.
     transmit_empty_due: bool,
+    /// The guest has seen the receive queue empty and not read since. Only then is it filled: the interrupt line must
+    /// fall between two batches, or an edge-triggered controller never tells of the second (Linux' handler gives up
+    /// after 512 rounds with the line still high).
+    seen_empty: bool,
+    /// OUT1 rose since [`Uart::take_request`].
+    requested: bool,
     received: VecDeque<Received>,
     transmit: VecDeque<u8>,
 }
@@ -106,6 +108,8 @@ impl Default for Uart {
             scratch: 0,
             divisor: [1, 0],
             transmit_empty_due: false,
+            seen_empty: true,
+            requested: false,
             received: VecDeque::new(),
             transmit: VecDeque::new(),
         }
@@ -128,14 +132,14 @@ impl Uart {
         self.interrupt() != IIR_NONE
     }
 
-    /// How many bytes the guest would take now: none while it does not assert RTS.
+    /// How many bytes the guest would take now: none while it does not assert RTS or is still reading.
     pub fn receive_room(&self) -> usize {
-        if self.ready_to_receive() { RECEIVE_ROOM.saturating_sub(self.received.len()) } else { 0 }
+        if self.ready_to_receive() && self.seen_empty { RECEIVE_ROOM.saturating_sub(self.received.len()) } else { 0 }
     }
 
-    /// The guest asserts OUT1, which /init raises when its end of the line is set up.
-    pub fn out1(&self) -> bool {
-        self.mcr.contains(Mcr::OUT1) && !self.mcr.contains(Mcr::LOOP)
+    /// The guest raised OUT1 since the last call: /init asks for input that way.
+    pub fn take_request(&mut self) -> bool {
+        std::mem::take(&mut self.requested)
     }
 
     /// Puts one item on the line to the guest.
@@ -163,10 +167,14 @@ impl Uart {
     pub fn read(&mut self, offset: u16) -> u8 {
         match offset {
             0 | 1 if self.lcr & LCR_DLAB != 0 => self.divisor[usize::from(offset)],
-            0 => self.received.pop_front().map_or(0, Received::byte),
+            0 => {
+                self.seen_empty = false;
+                self.received.pop_front().map_or(0, Received::byte)
+            }
             1 => self.ier.bits(),
             2 => {
                 let interrupt = self.interrupt();
+                self.seen_empty |= self.received.is_empty();
                 if interrupt == IIR_TRANSMIT_EMPTY {
                     self.transmit_empty_due = false;
                 }
@@ -175,7 +183,10 @@ impl Uart {
             }
             3 => self.lcr,
             4 => self.mcr.bits(),
-            5 => self.line_status(),
+            5 => {
+                self.seen_empty |= self.received.is_empty();
+                self.line_status()
+            }
             6 => self.modem_status(),
             _ => self.scratch,
         }
@@ -205,6 +216,7 @@ impl Uart {
                 self.fcr = value;
                 if value & FCR_CLEAR_RECEIVE != 0 {
                     self.received.clear();
+                    self.seen_empty = true;
                 }
                 // What was sent is on its way to the host and stays there.
                 if value & FCR_CLEAR_TRANSMIT != 0 && self.transmit.is_empty() {
@@ -212,7 +224,12 @@ impl Uart {
                 }
             }
             3 => self.lcr = value,
-            4 => self.mcr = Mcr::from_bits_truncate(value),
+            4 => {
+                let new = Mcr::from_bits_truncate(value);
+                let rises = new.contains(Mcr::OUT1) && !self.mcr.contains(Mcr::OUT1);
+                self.requested |= rises && !new.contains(Mcr::LOOP);
+                self.mcr = new;
+            }
             5 | 6 => {}
             _ => self.scratch = value,
         }
@@ -301,17 +318,14 @@ mod tests {
     }
 
     #[test]
-    fn break_and_parity_are_seen_in_line_status_with_their_byte() {
+    fn a_break_is_seen_in_line_status_with_its_byte() {
         let mut uart = open();
         uart.write(1, (Ier::RECEIVED | Ier::LINE_STATUS).bits());
         uart.receive(Received::Break);
-        uart.receive(Received::BadParity(15));
         uart.receive(Received::Byte(7));
         assert_eq!(uart.read(2), IIR_LINE_STATUS);
         assert_eq!(uart.read(5) & (LSR_DATA_READY | LSR_ERRORS), LSR_DATA_READY | LSR_BREAK);
         assert_eq!(uart.read(0), 0);
-        assert_eq!(uart.read(5) & (LSR_DATA_READY | LSR_ERRORS), LSR_DATA_READY | LSR_PARITY_ERROR);
-        assert_eq!(uart.read(0), 15);
         assert_eq!(uart.read(5) & (LSR_DATA_READY | LSR_ERRORS), LSR_DATA_READY);
         assert_eq!(uart.read(0), 7);
     }
@@ -327,14 +341,35 @@ mod tests {
     }
 
     #[test]
-    fn room_shrinks_until_the_guest_reads() {
+    fn a_batch_is_read_to_its_end_before_the_next() {
         let mut uart = open();
         for byte in 0..RECEIVE_ROOM {
             uart.receive(Received::Byte(byte.to_le_bytes()[0]));
         }
         assert_eq!(uart.receive_room(), 0);
-        uart.read(0);
-        assert_eq!(uart.receive_room(), 1);
+        uart.write(1, Ier::RECEIVED.bits());
+        for _ in 0..RECEIVE_ROOM {
+            assert!(uart.irq());
+            assert_eq!(uart.receive_room(), 0);
+            uart.read(0);
+        }
+        assert!(!uart.irq(), "the line falls before anything can follow");
+        assert_eq!(uart.receive_room(), 0);
+        uart.read(5);
+        assert_eq!(uart.receive_room(), RECEIVE_ROOM);
+    }
+
+    #[test]
+    fn a_rise_of_out1_is_one_request() {
+        let mut uart = open();
+        assert!(!uart.take_request());
+        uart.write(4, (Mcr::RTS | Mcr::OUT1).bits());
+        uart.write(4, (Mcr::RTS | Mcr::OUT1).bits());
+        assert!(uart.take_request());
+        assert!(!uart.take_request());
+        uart.write(4, (Mcr::LOOP | Mcr::RTS).bits());
+        uart.write(4, (Mcr::LOOP | Mcr::OUT1).bits());
+        assert!(!uart.take_request(), "a probe in loopback is none");
     }
 
     #[test]

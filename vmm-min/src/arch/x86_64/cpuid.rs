@@ -4,6 +4,7 @@
 //! leaves it: 320 µs of a start of 1.1 ms. The answer only changes with the boot and with a reload of KVM, so it is
 //! kept in the cache directory under both.
 
+use std::arch::x86_64::__cpuid_count;
 use std::fs::{self, File};
 use std::io::Read;
 use std::mem::size_of;
@@ -18,7 +19,7 @@ use crate::{cache, sys};
 /// Words of an entry in the file, the padding of the structure left out.
 const ENTRY_WORDS: usize = 7;
 /// Longest file: the key and every entry.
-const MOST_BYTES: usize = 128 + KVM_MAX_CPUID_ENTRIES * ENTRY_WORDS * size_of::<u32>();
+const MOST_BYTES: usize = 256 + KVM_MAX_CPUID_ENTRIES * ENTRY_WORDS * size_of::<u32>();
 
 /// Gives the vCPU the host's CPUID with KVM's own leaves, as one processor with one thread.
 pub fn set(kvm: &Kvm, vcpu: &VcpuFd) -> Result<()> {
@@ -46,11 +47,14 @@ fn path() -> Option<PathBuf> {
     cache::directory().map(|directory| directory.join("cpuid"))
 }
 
-/// Names this boot and this loading of KVM (whose device node is made anew each time), and the format.
+/// Names this boot, this loading of KVM (whose device node is made anew each time), this processor (a host that is
+/// itself a guest may have moved to another one), and the format.
 fn key(kvm: &Kvm) -> Option<Vec<u8>> {
     let boot = fs::read("/proc/sys/kernel/random/boot_id").ok()?;
     let (seconds, nanoseconds) = sys::change_time(kvm).ok()?;
-    let mut key = format!("machinen cpuid 1 {seconds}.{nanoseconds} ").into_bytes();
+    let (model, features) = (__cpuid_count(1, 0), __cpuid_count(7, 0));
+    let processor = [model.eax, model.edx, features.ebx, features.ecx, features.edx];
+    let mut key = format!("machinen cpuid 2 {seconds}.{nanoseconds} {processor:x?} ").into_bytes();
     key.extend_from_slice(&boot);
     Some(key)
 }

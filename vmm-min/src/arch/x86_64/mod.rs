@@ -223,8 +223,12 @@ fn ioapic_offset(address: u64) -> Option<u64> {
 }
 
 fn signal(vm: &VmFd, message: kvm_msi) -> Result<()> {
-    // 0 means that the guest's APIC takes no interrupts now; a real bus would drop the message too.
-    vm.signal_msi(message).map(drop).map_err(Error::kvm("KVM_SIGNAL_MSI"))
+    match vm.signal_msi(message) {
+        // 0 or EPERM: no APIC takes it. A real bus would drop the message too.
+        Ok(_) => Ok(()),
+        Err(cause) if cause.errno() == libc::EPERM => Ok(()),
+        Err(cause) => Err(Error::Kvm { call: "KVM_SIGNAL_MSI", cause }),
+    }
 }
 
 #[cfg(test)]
