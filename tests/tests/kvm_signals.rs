@@ -103,8 +103,8 @@ fn large_bzimage() -> Vec<u8> {
     let kernel = elf(&code, LOAD_ADDRESS, code.len() as u64);
     let mut gzip = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::none());
     gzip.write_all(&kernel).unwrap();
-    let mut payload = gzip.finish().unwrap();
-    payload.extend_from_slice(&u32::try_from(kernel.len()).unwrap().to_le_bytes());
+    // Its own last word is the decompressed size: the kernel's build appends none to this format.
+    let payload = gzip.finish().unwrap();
     // One sector of setup after the boot sector; then the payload at once.
     let mut file = vec![0; 1024];
     file[0x1f1] = 1;

@@ -95,6 +95,14 @@ fn every_byte_comes_back_through_cat() {
 }
 
 #[test]
+fn a_command_that_reads_late_gets_all_of_a_large_stdin() {
+    // More than Linux' serial handler takes at once (512 rounds of 256), after a time in which nobody reads.
+    let count = 140_000;
+    let finished = Guest::busybox("sleep 1; wc -c").stdin(vec![b'x'; count]).run();
+    assert_eq!(outcome(&finished), said(0, &format!("{count}\n")));
+}
+
+#[test]
 fn an_empty_stdin_ends_and_a_background_process_does_not_hold_the_guest() {
     let finished = Guest::busybox("cat; sleep 1000 & echo hi; exit 3").run();
     assert_eq!(outcome(&finished), said(3, "hi\n"));
