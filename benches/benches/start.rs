@@ -14,7 +14,7 @@ use machinen_fixtures::{TempFile, guests};
 
 const WARM_UP: usize = 10;
 const ROUNDS: usize = 200;
-const MIB: [usize; 2] = [128, 8192];
+const MIB: [&str; 2] = ["128", "8192"];
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
@@ -49,78 +49,142 @@ fn now_ns() -> u64 {
     time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
-/// One kind of process that is timed.
-#[derive(Default)]
-struct Timed {
-    first_byte: Samples,
-    exit: Samples,
+/// The kinds of process, in the order of the rows.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Kind {
+    Vmm,
+    Vmm8g,
+    /// Without what earlier starts have kept in the cache.
+    VmmCold,
+    Bare,
+    Bare8g,
+    BareIrqchip,
 }
 
-impl Timed {
-    fn round(&mut self, command: &mut Command, count: bool) -> Result<String> {
-        let (first_byte, exit, messages) = first_byte_and_exit(command)?;
-        if count {
-            self.first_byte.push(first_byte);
-            self.exit.push(exit);
+const KINDS: [Kind; 6] = [Kind::Vmm, Kind::Vmm8g, Kind::VmmCold, Kind::Bare, Kind::Bare8g, Kind::BareIrqchip];
+
+impl Kind {
+    fn command(self, kernel: &Path) -> Command {
+        let vmm = |mib: &str| {
+            let mut command = Command::new(program("vmm-min"));
+            command.arg("--kernel").arg(kernel).args(["--memory", mib]);
+            command
+        };
+        let bare = |arguments: &[&str]| {
+            let mut command = Command::new(program("machinen-bare"));
+            command.args(arguments);
+            command
+        };
+        match self {
+            Kind::Vmm => vmm(MIB[0]),
+            Kind::Vmm8g => vmm(MIB[1]),
+            Kind::VmmCold => {
+                let mut command = vmm(MIB[0]);
+                // Nothing can be kept there.
+                command.env("MACHINEN_CACHE_DIR", "/dev/null");
+                command
+            }
+            Kind::Bare => bare(&[MIB[0]]),
+            Kind::Bare8g => bare(&[MIB[1]]),
+            Kind::BareIrqchip => bare(&[MIB[0], "irqchip"]),
         }
-        Ok(messages)
+    }
+}
+
+/// Samples of one kind, in microseconds.
+#[derive(Default)]
+struct Times {
+    first_byte: Samples,
+    exit: Samples,
+    /// What machinen-bare says of itself: all its calls, and without KVM_GET_SUPPORTED_CPUID.
+    calls: Samples,
+    calls_without_cpuid: Samples,
+}
+
+impl Times {
+    fn add(&mut self, first_byte: f64, exit: f64, messages: &str) -> Result<()> {
+        self.first_byte.push(first_byte);
+        self.exit.push(exit);
+        let mut words = messages.split_whitespace();
+        if let Some(total) = words.next() {
+            let total: f64 = total.parse()?;
+            let cpuid = words.skip_while(|word| *word != "get_supported_cpuid").nth(1).ok_or("no step of CPUID")?;
+            self.calls.push(total);
+            self.calls_without_cpuid.push(total - cpuid.parse::<f64>()?);
+        }
+        Ok(())
     }
 }
 
 fn main() -> Result<()> {
     let kernel = TempFile::new("start", &guests::hello().elf())?;
-    let vmm = |mib: usize| {
-        let mut command = Command::new(program("vmm-min"));
-        command.arg("--kernel").arg(kernel.path()).args(["--memory", &mib.to_string()]);
-        command
-    };
-    let bare = |mib: usize, irqchip: &[&str]| {
-        let mut command = Command::new(program("machinen-bare"));
-        command.arg(mib.to_string()).args(irqchip);
-        command
-    };
-    if let Err(why) = first_byte_and_exit(&mut vmm(MIB[0])) {
-        let mut report = Report::default();
-        for name in ["start.first_byte", "start.first_byte_8g", "start.exit", "start.bare_calls"] {
-            report.missing(name, &why.to_string());
-        }
-        return Ok(report.finish()?);
-    }
-    let (mut vmm_times, mut bare_times) = ([Timed::default(), Timed::default()], [Timed::default(), Timed::default()]);
-    let (mut calls, mut in_kernel) = ([Samples::default(), Samples::default()], Timed::default());
+    let mut times: [Times; KINDS.len()] = Default::default();
+    let mut order = Order { indices: std::array::from_fn(|index| index), state: 0x9e37_79b9 };
     for round in 0..WARM_UP + ROUNDS {
-        let count = round >= WARM_UP;
-        for (index, mib) in MIB.into_iter().enumerate() {
-            vmm_times[index].round(&mut vmm(mib), count)?;
-            let messages = bare_times[index].round(&mut bare(mib, &[]), count)?;
-            let total = messages.split(' ').next().ok_or("machinen-bare said nothing")?;
-            if count {
-                calls[index].push(total.trim().parse()?);
+        for index in order.shuffled() {
+            match first_byte_and_exit(&mut KINDS[index].command(kernel.path())) {
+                Ok((first_byte, exit, messages)) if round >= WARM_UP => {
+                    times[index].add(first_byte, exit, &messages)?
+                }
+                Ok(_) => {}
+                Err(why) => return not_run(&why.to_string()),
             }
         }
-        in_kernel.round(&mut bare(MIB[0], &["irqchip"]), count)?;
     }
-    report(&vmm_times, &bare_times, &calls, &in_kernel)
+    report(&times)
 }
 
-fn report(vmm: &[Timed; 2], bare: &[Timed; 2], calls: &[Samples; 2], in_kernel: &Timed) -> Result<()> {
+/// The kinds in a new order each round: a process may pay for the end of the one before it.
+struct Order {
+    indices: [usize; KINDS.len()],
+    /// Of a xorshift generator.
+    state: u32,
+}
+
+impl Order {
+    fn shuffled(&mut self) -> [usize; KINDS.len()] {
+        for last in (1..self.indices.len()).rev() {
+            self.state ^= self.state << 13;
+            self.state ^= self.state >> 17;
+            self.state ^= self.state << 5;
+            let other = usize::try_from(self.state).unwrap_or(0) % (last + 1);
+            self.indices.swap(last, other);
+        }
+        self.indices
+    }
+}
+
+fn not_run(why: &str) -> Result<()> {
     let mut report = Report::default();
-    report.measured("start.first_byte", "us", &vmm[0].first_byte);
-    report.measured("start.first_byte_8g", "us", &vmm[1].first_byte);
-    report.measured("start.exit", "us", &vmm[0].exit);
-    report.measured("start.exit_8g", "us", &vmm[1].exit);
-    report.measured("start.bare_calls", "us", &calls[0]);
-    report.measured("start.bare_calls_8g", "us", &calls[1]);
-    report.measured("start.bare_process", "us", &bare[0].first_byte);
-    report.measured("start.bare_process_8g", "us", &bare[1].first_byte);
-    report.measured("start.bare_exit", "us", &bare[0].exit);
-    report.measured("start.bare_irqchip_process", "us", &in_kernel.first_byte);
+    for name in ["start.first_byte", "start.first_byte_8g", "start.exit", "start.bare_calls"] {
+        report.missing(name, why);
+    }
+    Ok(report.finish()?)
+}
+
+fn report(times: &[Times; KINDS.len()]) -> Result<()> {
+    let [vmm, vmm_8g, vmm_cold, bare, bare_8g, in_kernel] = times;
+    let mut report = Report::default();
+    report.measured("start.first_byte", "us", &vmm.first_byte);
+    report.measured("start.first_byte_8g", "us", &vmm_8g.first_byte);
+    report.measured("start.first_byte_cold", "us", &vmm_cold.first_byte);
+    report.measured("start.exit", "us", &vmm.exit);
+    report.measured("start.exit_8g", "us", &vmm_8g.exit);
+    report.measured("start.bare_calls", "us", &bare.calls);
+    report.measured("start.bare_calls_no_cpuid", "us", &bare.calls_without_cpuid);
+    report.measured("start.bare_calls_8g", "us", &bare_8g.calls);
+    report.measured("start.bare_process", "us", &bare.first_byte);
+    report.measured("start.bare_process_8g", "us", &bare_8g.first_byte);
+    report.measured("start.bare_exit", "us", &bare.exit);
+    report.measured("start.bare_irqchip_calls", "us", &in_kernel.calls);
     report.measured("start.bare_irqchip_exit", "us", &in_kernel.exit);
     let ratio = |over: &Samples, under: &Samples| over.percentile(50) / under.percentile(50);
-    report.value("start.first_byte / bare calls", "ratio", ratio(&vmm[0].first_byte, &calls[0]));
-    report.value("start.first_byte / bare process", "ratio", ratio(&vmm[0].first_byte, &bare[0].first_byte));
-    report.value("start.first_byte_8g / 128 MiB", "ratio", ratio(&vmm[1].first_byte, &vmm[0].first_byte));
-    report.value("bare calls 8g / 128 MiB", "ratio", ratio(&calls[1], &calls[0]));
+    report.value("first_byte / bare_calls", "ratio", ratio(&vmm.first_byte, &bare.calls));
+    report.value("first_byte_cold / bare_calls", "ratio", ratio(&vmm_cold.first_byte, &bare.calls));
+    report.value("first_byte / bare_calls_no_cpuid", "ratio", ratio(&vmm.first_byte, &bare.calls_without_cpuid));
+    report.value("first_byte_cold / bare_process", "ratio", ratio(&vmm_cold.first_byte, &bare.first_byte));
+    report.value("first_byte_8g / first_byte", "ratio", ratio(&vmm_8g.first_byte, &vmm.first_byte));
+    report.value("bare_calls_8g / bare_calls", "ratio", ratio(&bare_8g.calls, &bare.calls));
     for (name, file) in [("size.vmm_min", "vmm-min"), ("size.init", "init")] {
         match size_kib(&program(file)) {
             Ok(kib) => report.value(name, "KiB", kib),

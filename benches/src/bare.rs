@@ -99,7 +99,8 @@ fn main() {
     };
     step("run");
     let total = begin.elapsed();
-    std::io::stdout().write_all(&[byte]).expect("stdout");
+    let mut stdout = std::io::stdout();
+    stdout.write_all(&[byte]).and_then(|()| stdout.flush()).expect("stdout");
     let steps: Vec<String> = steps.iter().map(|(name, time)| format!("{name} {}", time.as_micros())).collect();
     eprintln!("{} {}", total.as_micros(), steps.join(" "));
 }

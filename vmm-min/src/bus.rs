@@ -11,6 +11,7 @@ use crate::sys::Ready;
 use crate::terminal::Terminal;
 
 const SLEEP_ENABLE: u8 = 1 << 5;
+const PULL_RESET: u8 = 0xfe;
 
 /// All devices of one machine and their host side.
 pub struct Bus {
@@ -111,9 +112,9 @@ impl Registers for Bus {
                 if self.uart.transmit_full() { self.make_room(false) } else { Ok(Step::Continue) }
             }
             Register::Exit => Ok(Step::End(End::Code(value))),
-            Register::Reset => Ok(Step::End(End::Reset)),
+            Register::Reset if value == PULL_RESET => Ok(Step::End(End::Reset)),
             Register::Power if value & SLEEP_ENABLE != 0 => Ok(Step::End(End::PowerOff)),
-            Register::Power | Register::None => Ok(Step::Continue),
+            Register::Reset | Register::Power | Register::None => Ok(Step::Continue),
         }
     }
 }

@@ -36,7 +36,7 @@ pub enum Register {
     Uart(u16),
     /// Exit register: the byte written is the exit code.
     Exit,
-    /// Reset line.
+    /// Reset line: pulled by the byte 0xfe.
     Reset,
     /// Power-off: bit 5 of the byte written (ACPI sleep control, SLP_EN).
     Power,

@@ -125,7 +125,7 @@ impl Platform {
             Ok(VcpuExit::IoOut(port, data)) => {
                 for item in data.chunks(port_access_bytes(run)) {
                     for (byte, port) in item.iter().zip(port..=u16::MAX) {
-                        let step = devices.write(decode_port(port, *byte), *byte)?;
+                        let step = devices.write(decode_port(port), *byte)?;
                         if step != Step::Continue {
                             return Ok(step);
                         }
@@ -140,7 +140,7 @@ impl Platform {
                     for (byte, port) in item.iter_mut().zip(port..=u16::MAX) {
                         *byte = match port {
                             SLEEP_STATUS_PORT => 0,
-                            _ => devices.read(decode_port(port, 0)),
+                            _ => devices.read(decode_port(port)),
                         };
                     }
                 }
@@ -208,12 +208,12 @@ fn port_access_bytes(run: *const kvm_run) -> usize {
     usize::from(size).max(1)
 }
 
-fn decode_port(port: u16, value: u8) -> Register {
+fn decode_port(port: u16) -> Register {
     match port {
         UART_PORT..=0x3ff => Register::Uart(port - UART_PORT),
         EXIT_PORT => Register::Exit,
         SLEEP_CONTROL_PORT => Register::Power,
-        RESET_PORT if value == 0xfe => Register::Reset,
+        RESET_PORT => Register::Reset,
         _ => Register::None,
     }
 }
@@ -251,11 +251,10 @@ mod tests {
 
     #[test]
     fn ports_are_where_the_contract_says() {
-        assert_eq!(decode_port(0x3f8, 0), Register::Uart(0));
-        assert_eq!(decode_port(0x3ff, 0), Register::Uart(7));
-        assert_eq!(decode_port(0x400, 0), Register::None);
-        assert_eq!(decode_port(0x500, 7), Register::Exit);
-        assert_eq!(decode_port(0x64, 0xfe), Register::Reset);
-        assert_eq!(decode_port(0x64, 0xd1), Register::None);
+        assert_eq!(decode_port(0x3f8), Register::Uart(0));
+        assert_eq!(decode_port(0x3ff), Register::Uart(7));
+        assert_eq!(decode_port(0x400), Register::None);
+        assert_eq!(decode_port(0x500), Register::Exit);
+        assert_eq!(decode_port(0x64), Register::Reset);
     }
 }
