@@ -26,11 +26,18 @@ fn shell(line: &str, cache: &Scratch) -> Finished {
         .finish()
 }
 
+/// The first pipeline, word for word as the README has it.
+fn readme_pipeline() -> &'static str {
+    let readme = include_str!("../../README.md");
+    let from = &readme[readme.find("machinen-mkinitramfs rootfs rootfs-debian").unwrap()..];
+    &from[..from.find("echo $?").unwrap() + "echo $?".len()]
+}
+
 #[test]
 fn one_line_of_shell_boots_debian_and_gets_the_exit_code() {
-    let line = r#"machinen-mkinitramfs rootfs "$ROOTFS" --cmd 'sh -c "echo out; exit 7"' - |
-                  MACHINEN_MEMORY=1024 MACHINEN_KERNEL="$VMLINUZ" MACHINEN_INITRD=/dev/stdin vmm-min; echo $?"#;
-    let finished = shell(line, &Scratch::new());
+    let assets = asset("vmlinuz");
+    let line = format!("cd {} && {}", assets.parent().unwrap().display(), readme_pipeline());
+    let finished = shell(&line, &Scratch::new());
     assert_eq!(finished.printed(), "out\n7\n");
 }
 
