@@ -53,7 +53,7 @@ lab: deps ## kernel and initramfs of the lab, cached
 deps: ## install missing Debian packages and Rust targets
 	@fixtures/lab/deps
 
-build: ## release build of all programs, static
+build: deps ## release build of all programs, static
 	@cargo build $(quiet) --release --workspace --exclude $(no_std) --bins --target $(target)
 	@cargo build $(quiet) --release -p $(no_std) --target $(target)
 

@@ -155,11 +155,14 @@ fn mib(bytes: u64) -> u64 {
     bytes.div_ceil(1 << 20)
 }
 
-/// The system's words for an error in the style of these messages: lower case, without the number.
+/// Most characters of another library's words in a message; tar quotes what it could not read.
+const MOST_CHARACTERS: usize = 80;
+
+/// The system's words for an error in the style of these messages: lower case, one short line, without the number.
 pub fn reason(cause: &io::Error) -> String {
     let text = cause.to_string();
     let text = text.split(" (os error").next().unwrap_or_default();
-    let mut chars = text.chars();
+    let mut chars = text.chars().take_while(|c| !c.is_control()).take(MOST_CHARACTERS);
     match chars.next() {
         Some(first) => first.to_lowercase().chain(chars).collect(),
         None => String::new(),

@@ -142,8 +142,9 @@ fn json_gives_one_object_a_line() {
         let error: serde_json::Value = serde_json::from_slice(lines[0]).unwrap();
         assert_eq!((error["code"].as_str(), error["blame"].as_str()), (Some(code), Some(blame)));
         assert!(error["message"].as_str().is_some_and(|message| !message.is_empty()));
-        assert!(error["hint"].is_string());
-        assert_eq!(error.as_object().unwrap().len(), 4, "{error}");
+        assert!(error["hint"].is_string() || error["hint"].is_null());
+        assert_eq!((error["tool"].as_str(), error["retryable"].as_bool()), (Some("vmm-min"), Some(false)));
+        assert_eq!(error.as_object().unwrap().len(), 6, "{error}");
     }
 }
 
@@ -178,4 +179,19 @@ fn without_permission_for_kvm_the_group_is_named() {
     let Some(run) = as_root(script, &[OsStr::new("--kernel"), kernel.path().as_os_str()]) else { return };
     assert_refused(&run, "KVM_PERMISSION");
     assert_says(&run, "usermod -aG kvm");
+}
+
+#[test]
+fn streams_that_cannot_be_written_to_change_no_status() {
+    let shell = |script: &str| Run::new("sh").args(["-c", script]).arg(bin("vmm-min")).finish();
+    assert_eq!(shell("\"$0\" --kernel /no/such 2>/dev/full").code(), 125);
+    assert_refused(&shell("\"$0\" --version >/dev/full"), "HOST_STDOUT");
+}
+
+#[test]
+fn an_endless_initrd_is_refused_at_the_size_of_the_guest() {
+    let kernel = Kernel::new(hello());
+    let script = "yes | \"$0\" -m 16 --kernel \"$1\" --initrd -";
+    let run = Run::new("sh").args(["-c", script]).arg(bin("vmm-min")).arg(kernel.path()).finish();
+    assert_refused(&run, "INITRD_TOO_LARGE");
 }

@@ -194,6 +194,7 @@ fn a_terminal_is_raw_while_the_guest_runs_and_as_before_after_every_end() {
         (None, end_at_a_byte()),
         (Some(libc::SIGTERM), print_and_spin()),
         (Some(libc::SIGHUP), print_and_halt()),
+        (Some(libc::SIGUSR1), print_and_spin()),
         (Some(libc::SIGSEGV), print_and_halt()),
         (Some(libc::SIGABRT), print_and_spin()),
     ] {

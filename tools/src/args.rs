@@ -7,7 +7,7 @@ const DASH: &str = "\0";
 
 /// The arguments as UTF-8, in the form for argh; turn each value back with [`plain`].
 ///
-/// A lone `-` is protected, and `--name=value` becomes `--name value`; neither after `--`. Fails with the number of the first
+/// A lone `-` is protected, `--name=value` becomes `--name value`, and `-h` `--help`; none after `--`. Fails with the number of the first
 /// argument that is not UTF-8, counted from 1, and its readable rest.
 pub fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, (usize, String)> {
     let mut prepared = Vec::new();
@@ -19,6 +19,8 @@ pub fn prepare(args: impl IntoIterator<Item = OsString>) -> Result<Vec<String>, 
             prepared.push(arg);
         } else if arg == "-" {
             prepared.push(DASH.to_string());
+        } else if arg == "-h" {
+            prepared.push("--help".to_string());
         } else if let Some((name, value)) = arg.strip_prefix("--").and_then(|a| a.split_once('=')) {
             prepared.extend([format!("--{name}"), value.to_string()]);
         } else {

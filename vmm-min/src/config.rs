@@ -26,8 +26,9 @@ const NOT_YET: [&str; 8] = [
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
-/// Exit status: the code that the guest wrote to its exit register; 0 when it switched off; 125 when the machine
-/// could not start or crashed, with one message on stderr; death by the signal that ended it.
+/// Exit status: the code that the guest wrote to its exit register; 0 when it switched off or was reset, or the reader of
+/// stdout went away; 125 when the machine could not start or crashed, with one message on stderr; death by the signal
+/// that ended it.
 #[derive(FromArgs)]
 struct Args {
     /// kernel: ELF vmlinux or bzImage, - for stdin [MACHINEN_KERNEL]
@@ -93,7 +94,7 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<std::ffi::OsString>;
 ///
 /// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`.
 pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
-    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    let arguments: Vec<&str> = arguments.iter().flat_map(|argument| usual_forms(argument)).collect();
     let args = match Args::from_args(&["vmm-min"], &arguments) {
         Ok(args) => args,
         Err(exit) if exit.status.is_ok() => return Ok(Request::Print(exit.output)),
@@ -105,7 +106,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     for name in NOT_YET {
         if text(env, name)?.is_some() {
             let hint = format!("unset {name}");
-            return Err(Error::usage("NOT_SUPPORTED", format!("{name}: this version has no such device"), hint));
+            return Err(Error::usage("NOT_SUPPORTED", format!("{name}: this version does not have that yet"), hint));
         }
     }
     let kernel = args.kernel.map_or_else(|| text(env, "MACHINEN_KERNEL"), |kernel| Ok(Some(kernel)))?;
@@ -138,6 +139,15 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, tty, boot_test }))
 }
 
+/// What people type and argh does not know: `-h`, and `--name=value` in one word.
+fn usual_forms(argument: &str) -> Vec<&str> {
+    match argument.split_once('=') {
+        _ if argument == "-h" => vec!["--help"],
+        Some((name, value)) if name.starts_with("--") => vec![name, value],
+        _ => vec![argument],
+    }
+}
+
 /// Whether errors are to be printed as JSON; works on arguments that do not parse.
 pub fn wants_json(arguments: &[String]) -> bool {
     arguments.iter().any(|argument| argument == "--json")
@@ -156,12 +166,15 @@ fn switch(env: Env<'_>, name: &str) -> Result<bool> {
     match text(env, name)?.as_deref() {
         None | Some("0" | "false" | "no") => Ok(false),
         Some("1" | "true" | "yes") => Ok(true),
-        Some(other) => Err(Error::usage("ENV_INVALID", format!("{name}={other}: not 0 or 1"), "")),
+        Some(other) => {
+            Err(Error::usage("ENV_INVALID", format!("{name}={other}: not one of 0, 1, no, yes, false, true"), ""))
+        }
     }
 }
 
 fn memory_mib(text: &str) -> Result<u64> {
-    let invalid = |why: String| Error::usage("MEMORY_INVALID", format!("memory of {text:?}: {why}"), "--memory MIB");
+    const HINT: &str = "--memory MIB or MACHINEN_MEMORY=MIB";
+    let invalid = |why: String| Error::usage("MEMORY_INVALID", format!("memory of {text:?}: {why}"), HINT);
     if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
         return Err(invalid("not a number of MiB".into()));
     }
@@ -220,6 +233,8 @@ mod tests {
         let variables = [("MACHINEN_KERNEL", "env"), ("MACHINEN_MEMORY", "64"), ("MACHINEN_BOOT_TEST", "1")];
         let both = config(&["--kernel", "flag", "-m", "128"], &variables);
         assert_eq!((both.kernel.as_str(), both.memory_mib, both.boot_test), ("flag", 128, true));
+        let one_word = config(&["--kernel=flag", "--cmdline=a=b"], &variables);
+        assert_eq!((one_word.kernel.as_str(), one_word.cmdline.as_deref()), ("flag", Some("a=b")));
         let env = config(&[], &variables);
         assert_eq!((env.kernel.as_str(), env.memory_mib), ("env", 64));
     }

@@ -84,7 +84,13 @@ impl Error {
         }
     }
 
-    /// The same error as one JSON object: `code`, `message`, `hint`, `blame`.
+    /// The same call may succeed when the host has more to give.
+    pub fn retryable(&self) -> bool {
+        matches!(self, Error::Host { cause, .. } if cause.kind() == io::ErrorKind::OutOfMemory)
+    }
+
+    /// The same error as one JSON object: `tool`, `code`, `message`, `hint` (or null), `retryable`, as of every tool, and
+    /// `blame`.
     pub fn to_json(&self) -> String {
         let blame = match self {
             Error::Usage { .. } => "usage",
@@ -93,9 +99,11 @@ impl Error {
             Error::Guest { .. } => "guest",
         };
         serde_json::json!({
+            "tool": "vmm-min",
             "code": self.code(),
             "message": self.to_string(),
-            "hint": self.hint(),
+            "hint": Some(self.hint()).filter(|hint| !hint.is_empty()),
+            "retryable": self.retryable(),
             "blame": blame,
         })
         .to_string()

@@ -88,6 +88,9 @@ fn run(options: &Options) -> Result<bool, String> {
         selected.push((executable, tests));
     }
     selected.retain(|(_, tests)| !tests.is_empty());
+    if selected.is_empty() {
+        return Err(format!("no test has {:?} in its name; see machinen-test --list", options.filter));
+    }
     if options.list {
         selected.iter().flat_map(|(_, tests)| tests).for_each(|test| println!("{test}"));
         return Ok(true);

@@ -1,6 +1,6 @@
 //! Makes an initramfs for a machinen guest.
 
-use std::io::Write;
+use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use argh::FromArgs;
@@ -45,6 +45,10 @@ fn main() -> ExitCode {
 
 /// Prints to standard output; that its reader went away is no failure.
 fn print(text: &str) -> ExitCode {
-    let _ = std::io::stdout().write_all(text.as_bytes());
-    ExitCode::SUCCESS
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(e) if e.kind() != ErrorKind::BrokenPipe => {
+            Diagnostic::new("MKINITRAMFS_OUTPUT", format!("write: standard output: {e}")).report(TOOL, false)
+        }
+        _ => ExitCode::SUCCESS,
+    }
 }
