@@ -26,9 +26,7 @@ pub fn musl_target() -> String {
 /// Where downloaded and generated things are kept: `MACHINEN_CACHE_DIR`, or `machinen` in the user's cache.
 #[must_use]
 pub fn cache_dir() -> PathBuf {
-    set("MACHINEN_CACHE_DIR")
-        .or_else(|| set("XDG_CACHE_HOME").map(|dir| dir.join("machinen")))
-        .unwrap_or_else(|| set("HOME").unwrap_or_default().join(".cache/machinen"))
+    vmm_min::cache::directory().unwrap_or_default()
 }
 
 /// A program of the release build: in `MACHINEN_TEST_BIN_DIR`, or in the target directory that the caller is in.
