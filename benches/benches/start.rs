@@ -156,28 +156,38 @@ impl Order {
 
 fn not_run(why: &str) -> Result<()> {
     let mut report = Report::default();
-    for name in ["start.first_byte", "start.first_byte_8g", "start.exit", "start.bare_calls"] {
+    for (name, _) in rows(&Default::default()) {
         report.missing(name, why);
     }
     Ok(report.finish()?)
 }
 
-fn report(times: &[Times; KINDS.len()]) -> Result<()> {
+/// The sampled figures by name, in microseconds.
+fn rows(times: &[Times; KINDS.len()]) -> [(&'static str, &Samples); 13] {
     let [vmm, vmm_8g, vmm_cold, bare, bare_8g, in_kernel] = times;
+    [
+        ("start.first_byte", &vmm.first_byte),
+        ("start.first_byte_8g", &vmm_8g.first_byte),
+        ("start.first_byte_cold", &vmm_cold.first_byte),
+        ("start.exit", &vmm.exit),
+        ("start.exit_8g", &vmm_8g.exit),
+        ("start.bare_calls", &bare.calls),
+        ("start.bare_calls_no_cpuid", &bare.calls_without_cpuid),
+        ("start.bare_calls_8g", &bare_8g.calls),
+        ("start.bare_process", &bare.first_byte),
+        ("start.bare_process_8g", &bare_8g.first_byte),
+        ("start.bare_exit", &bare.exit),
+        ("start.bare_irqchip_calls", &in_kernel.calls),
+        ("start.bare_irqchip_exit", &in_kernel.exit),
+    ]
+}
+
+fn report(times: &[Times; KINDS.len()]) -> Result<()> {
     let mut report = Report::default();
-    report.measured("start.first_byte", "us", &vmm.first_byte);
-    report.measured("start.first_byte_8g", "us", &vmm_8g.first_byte);
-    report.measured("start.first_byte_cold", "us", &vmm_cold.first_byte);
-    report.measured("start.exit", "us", &vmm.exit);
-    report.measured("start.exit_8g", "us", &vmm_8g.exit);
-    report.measured("start.bare_calls", "us", &bare.calls);
-    report.measured("start.bare_calls_no_cpuid", "us", &bare.calls_without_cpuid);
-    report.measured("start.bare_calls_8g", "us", &bare_8g.calls);
-    report.measured("start.bare_process", "us", &bare.first_byte);
-    report.measured("start.bare_process_8g", "us", &bare_8g.first_byte);
-    report.measured("start.bare_exit", "us", &bare.exit);
-    report.measured("start.bare_irqchip_calls", "us", &in_kernel.calls);
-    report.measured("start.bare_irqchip_exit", "us", &in_kernel.exit);
+    for (name, samples) in rows(times) {
+        report.measured(name, "us", samples);
+    }
+    let [vmm, vmm_8g, vmm_cold, bare, bare_8g, _] = times;
     let ratio = |over: &Samples, under: &Samples| over.percentile(50) / under.percentile(50);
     report.value("first_byte / bare_calls", "ratio", ratio(&vmm.first_byte, &bare.calls));
     report.value("first_byte_cold / bare_calls", "ratio", ratio(&vmm_cold.first_byte, &bare.calls));

@@ -117,7 +117,7 @@ fn large_bzimage() -> Vec<u8> {
 
 #[test]
 fn a_kill_at_any_moment_leaves_a_cache_that_works() {
-    const ROUNDS: u32 = 12;
+    const ROUNDS: u32 = 16;
     let kernel = Kernel::of_bytes(&large_bzimage());
     let start_whole = |cache: &Scratch| {
         let run = kernel.run().env("MACHINEN_CACHE_DIR", cache.path()).finish();
@@ -131,7 +131,7 @@ fn a_kill_at_any_moment_leaves_a_cache_that_works() {
         command.env("MACHINEN_CACHE_DIR", cache.path()).stdin(Stdio::null()).stdout(Stdio::null());
         let mut live = Live::start(command);
         spin(time / ROUNDS * round);
-        live.send(libc::SIGKILL);
+        live.send(if round % 2 == 0 { libc::SIGKILL } else { libc::SIGTERM });
         live.wait();
         assert_eq!(strangers(&cache), <[&Path; 0]>::default(), "round {round}");
         start_whole(&cache);

@@ -120,8 +120,8 @@ mod tests {
 
     #[test]
     fn packages_have_their_name_in_one_of_two_places() {
-        assert_eq!(package("path+file:///work/main/vmm-min#0.1.0"), "vmm-min");
-        assert_eq!(package("path+file:///work/main/tests#machinen-tests@0.1.0"), "machinen-tests");
+        assert_eq!(package("path+file:///src/machinen/vmm-min#0.1.0"), "vmm-min");
+        assert_eq!(package("path+file:///src/machinen/tests#machinen-tests@0.1.0"), "machinen-tests");
     }
 
     #[test]
