@@ -94,3 +94,10 @@ fn a_killed_monitor_gives_the_terminal_back() {
         assert_eq!(shell.modes(), shell.before);
     }
 }
+
+#[test]
+fn a_forced_session_takes_its_lines_from_a_pipe() {
+    let finished = Guest::command(&["cat"]).monitor(&["--tty"]).stdin("typed\n").run();
+    // Once by the echo of the terminal, once by the command, which then sees the end of its input.
+    assert_eq!((finished.code(), finished.printed().as_str()), (0, "typed\r\ntyped\r\n"));
+}

@@ -15,6 +15,9 @@ const CHUNK_BYTES: usize = 4096;
 /// Bytes and breaks that a guest asks for by one rise of OUT1. Less than any buffer on their way in the guest holds.
 const WINDOW_ITEMS: usize = 2048;
 
+/// Ctrl-D: what a terminal's user would type.
+const END_OF_TRANSMISSION: u8 = 0x04;
+
 /// How a descriptor is used without waiting.
 enum Mode {
     /// A description of our own with O_NONBLOCK.
@@ -233,7 +236,10 @@ impl Console {
     }
     fn end_input(&mut self) {
         self.input = Input::Closed;
-        // Twice: a kernel with SysRq on the serial line takes the first for itself.
-        self.pending.extend([Received::Break, Received::Break]);
+        match self.window {
+            // Twice: a kernel with SysRq on the serial line takes the first for itself.
+            Some(_) => self.pending.extend([Received::Break, Received::Break]),
+            None => self.pending.push_back(Received::Byte(END_OF_TRANSMISSION)),
+        }
     }
 }
