@@ -18,6 +18,8 @@ pub struct Test {
 pub enum Verdict {
     /// It passed.
     Passed,
+    /// It passed at the second try; the first hung, with this output.
+    PassedAgain(String),
     /// It passed without testing, for this reason.
     Skipped(String),
     /// It failed, with this output.
@@ -62,6 +64,7 @@ impl Line {
         if let Some(record) = verdict {
             let (word, text) = match &record.verdict {
                 Verdict::Passed => ("passed", ""),
+                Verdict::PassedAgain(output) => ("again", output.as_str()),
                 Verdict::Skipped(reason) => ("skipped", reason.as_str()),
                 Verdict::Failed(output) => ("failed", output.as_str()),
             };
@@ -81,6 +84,7 @@ impl Line {
         let Some(verdict) = text("verdict") else { return Some(Self::Started(test)) };
         let verdict = match verdict.as_str() {
             "passed" => Verdict::Passed,
+            "again" => Verdict::PassedAgain(text("text")?),
             "skipped" => Verdict::Skipped(text("text")?),
             "failed" => Verdict::Failed(text("text")?),
             _ => return None,
@@ -100,7 +104,13 @@ mod tests {
     fn lines_survive_the_way() {
         let test = Test { label: "p::t".into(), name: "m::n".into() };
         let output = "a\n\"b\"\u{0}\u{fffd}".to_owned();
-        for verdict in [Verdict::Passed, Verdict::Skipped("no disk".into()), Verdict::Failed(output)] {
+        let verdicts = [
+            Verdict::Passed,
+            Verdict::PassedAgain(output.clone()),
+            Verdict::Skipped("no disk".into()),
+            Verdict::Failed(output),
+        ];
+        for verdict in verdicts {
             let line = Line::Ended(Record { test: test.clone(), verdict, elapsed: Duration::from_micros(1_234_567) });
             assert!(!line.to_json().contains('\n'));
             assert_eq!(Line::from_json(&line.to_json()), Some(line));
