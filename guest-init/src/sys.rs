@@ -173,10 +173,16 @@ pub fn set_stdio(stdin: c_int, stdout: c_int, stderr: c_int) -> Result<()> {
     Ok(())
 }
 
-/// mkdir(2); a directory that exists is fine.
+/// mkdir(2) with this mode whatever the umask is; a directory that exists is fine and stays as it is.
 pub fn make_directory(path: &CStr, mode: libc::mode_t) -> Result<()> {
-    // SAFETY: the path is terminated.
-    match check(unsafe { libc::mkdir(path.as_ptr(), mode) }) {
+    // SAFETY: the path is terminated; the mask, which the command inherits, is put back.
+    let result = unsafe {
+        let mask = libc::umask(0);
+        let result = check(libc::mkdir(path.as_ptr(), mode));
+        libc::umask(mask);
+        result
+    };
+    match result {
         Err(Errno(libc::EEXIST)) | Ok(_) => Ok(()),
         Err(errno) => Err(errno),
     }
@@ -211,8 +217,8 @@ pub fn set_clock(time: Time) -> Result<()> {
 }
 
 /// netdevice(7), with the types that ioctl and the structure have.
-const SIOCGIFFLAGS: c_int = 0x8913;
-const SIOCSIFFLAGS: c_int = 0x8914;
+const SIOCGIFFLAGS: libc::Ioctl = 0x8913;
+const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
 const IFF_UP: libc::c_short = 1;
 
 /// Switches the loopback interface on.

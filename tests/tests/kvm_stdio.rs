@@ -307,41 +307,9 @@ fn the_callers_descriptors_keep_their_flags() {
     keeps_flags(pty.terminal().unwrap(), stdout.into(), type_in, read_one);
 }
 
-guest!(
-    slow_echo,
-    "Takes input, and sends every byte back after some work; hands over exit code 0 at the break.",
-    "mov edx, 0x3fc",
-    "mov al, 0x07",
-    "out dx, al",
-    "2: mov edx, 0x3fd",
-    "in al, dx",
-    "test al, 0x01",
-    "jz 2b",
-    "test al, 0x10",
-    "jnz 3f",
-    "mov ecx, 10",
-    "4: dec ecx",
-    "jnz 4b",
-    "mov edx, 0x3f8",
-    "in al, dx",
-    "mov ebx, eax",
-    "mov edx, 0x3fc",
-    "mov al, 0x03",
-    "out dx, al",
-    "mov al, 0x07",
-    "out dx, al",
-    "mov edx, 0x3f8",
-    "mov eax, ebx",
-    "out dx, al",
-    "jmp 2b",
-    "3: mov edx, 0x500",
-    "xor eax, eax",
-    "out dx, al",
-);
-
 #[test]
 fn input_waits_for_a_slow_guest_and_none_is_lost() {
-    let kernel = Kernel::new(slow_echo());
+    let kernel = Kernel::new(echo());
     // Several times what the pipe, the monitor and the UART hold together.
     let input = bytes(25_000);
     let (stdin, mut writer) = host::small_pipe();
