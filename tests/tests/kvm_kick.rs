@@ -37,7 +37,7 @@ impl Machine {
         assert!(ram.write(GuestAddress(LOAD_ADDRESS), guest.code));
         let kick = Kick::new().unwrap();
         let mut platform = Platform::new(&kvm, &vm, &kick).unwrap();
-        let boot = Boot { entry: GuestAddress(LOAD_ADDRESS), initrd: None, cmdline: String::new() };
+        let boot = Boot { entry: GuestAddress(LOAD_ADDRESS), initrd: None, cmdline: String::new(), devices: 0 };
         platform.prepare(&ram, &boot).unwrap();
         Machine { vm, platform, kick, _ram: ram }
     }
@@ -60,6 +60,10 @@ impl Registers for Seen {
         self.0.push((register, value));
         Ok(Step::Continue)
     }
+
+    fn read_memory(&mut self, _address: u64, _bytes: &mut [u8]) {}
+
+    fn write_memory(&mut self, _address: u64, _bytes: &[u8]) {}
 }
 
 /// Sends a signal to the thread that calls.

@@ -2,20 +2,26 @@
 
 use std::time::Instant;
 
-use crate::arch::{End, Register, Registers, Step};
+use crate::arch::{self, End, Register, Registers, Step};
 use crate::device::console::{Console, Output};
 use crate::device::uart::Uart;
 use crate::error::Result;
 use crate::kick::{self, Kick};
+use crate::ram::Ram;
 use crate::sys::Ready;
 use crate::terminal::Terminal;
+use crate::virtio::device::Device;
+use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
 
 const SLEEP_ENABLE: u8 = 1 << 5;
 const PULL_RESET: u8 = 0xfe;
 
 /// All devices of one machine and their host side.
 pub struct Bus {
+    ram: Ram,
     uart: Uart,
+    /// By slot: their windows lie one after the other from [`arch::VIRTIO_START`].
+    devices: Vec<Mmio<Device>>,
     console: Console,
     kick: Kick,
     terminal: Option<Terminal>,
@@ -23,20 +29,36 @@ pub struct Bus {
 }
 
 impl Bus {
-    /// A UART on `console`; signals come by `kick`. `terminal`: to be given back while the process is stopped.
-    pub fn new(console: Console, kick: Kick, terminal: Option<Terminal>, end_at_first_byte: bool) -> Bus {
-        Bus { uart: Uart::default(), console, kick, terminal, end_at_first_byte }
+    /// A UART on `console`, and virtio devices; signals come by `kick`. `terminal`: to be given back while the process is
+    /// stopped.
+    pub fn new(ram: Ram, devices: Vec<Device>, console: Console, kick: Kick, terminal: Option<Terminal>) -> Bus {
+        let devices = devices.into_iter().map(Mmio::new).collect();
+        Bus { ram, uart: Uart::default(), devices, console, kick, terminal, end_at_first_byte: false }
     }
 
-    /// Level of the UART's interrupt line.
-    pub fn uart_irq(&self) -> bool {
-        self.uart.irq()
+    /// Ends the machine at the first byte of output.
+    pub fn end_at_first_byte(&mut self, on: bool) {
+        self.end_at_first_byte = on;
+    }
+
+    /// Every interrupt line and its level.
+    pub fn lines(&self) -> impl Iterator<Item = (usize, bool)> {
+        let virtio = self.devices.iter().enumerate().map(|(slot, device)| (arch::virtio_irq(slot), device.irq()));
+        std::iter::once((arch::UART_IRQ, self.uart.irq())).chain(virtio)
+    }
+
+    /// The device whose registers are at `address`, and the offset in its window.
+    fn device(&mut self, address: u64) -> Option<(&mut Mmio<Device>, &Ram, u64)> {
+        let offset = address.checked_sub(arch::VIRTIO_START)?;
+        let slot = usize::try_from(offset / WINDOW_BYTES).ok()?;
+        self.devices.get_mut(slot).map(|device| (device, &self.ram, offset % WINDOW_BYTES))
     }
 
     /// KVM_RUN was interrupted: takes the signals, after which every descriptor is worth a look.
     pub fn woken(&mut self) -> Result<Step> {
         let pending = self.kick.drain()?;
         self.console.woken();
+        self.devices.iter_mut().for_each(Mmio::woken);
         if let Some(signal) = pending.end {
             return Ok(Step::End(End::Signal(signal)));
         }
@@ -54,6 +76,9 @@ impl Bus {
 
     /// Moves what can be moved between the devices and the host, without waiting.
     pub fn settle(&mut self) -> Result<Step> {
+        for device in &mut self.devices {
+            device.settle(&self.ram);
+        }
         self.console.pump_input(&mut self.uart)?;
         self.send()
     }
@@ -115,6 +140,18 @@ impl Registers for Bus {
             Register::Reset if value == PULL_RESET => Ok(Step::End(End::Reset)),
             Register::Power if value & SLEEP_ENABLE != 0 => Ok(Step::End(End::PowerOff)),
             Register::Reset | Register::Power | Register::None => Ok(Step::Continue),
+        }
+    }
+
+    fn read_memory(&mut self, address: u64, bytes: &mut [u8]) {
+        if let Some((device, _, offset)) = self.device(address) {
+            device.read(offset, bytes);
+        }
+    }
+
+    fn write_memory(&mut self, address: u64, bytes: &[u8]) {
+        if let Some((device, ram, offset)) = self.device(address) {
+            device.write(ram, offset, bytes);
         }
     }
 }

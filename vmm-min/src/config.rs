@@ -3,26 +3,20 @@
 use argh::FromArgs;
 
 use crate::arch;
+use crate::disk::Access;
 use crate::error::{Error, Result};
 use crate::sys;
 
 const MIB: u64 = 1 << 20;
+/// Every device needs an interrupt line, and some are kept for devices that are not disks.
+const MOST_DISKS: usize = 8;
 const LEAST_MEMORY_MIB: u64 = 4;
 /// Every 64-bit processor can address this much, so it need not be asked.
 const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
 /// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 8] = [
-    "MACHINEN_DTB",
-    "MACHINEN_ROOTDISK",
-    "MACHINEN_DISK",
-    "MACHINEN_VSOCK",
-    "MACHINEN_NET_SOCKET",
-    "MACHINEN_STATS_FILE",
-    "MACHINEN_TRACE",
-    "MACHINEN_CTL",
-];
+const NOT_YET: [&str; 5] = ["MACHINEN_DTB", "MACHINEN_VSOCK", "MACHINEN_NET_SOCKET", "MACHINEN_TRACE", "MACHINEN_CTL"];
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
@@ -43,6 +37,16 @@ struct Args {
     /// RAM in MiB; default: half of the host's, at least 512, at most 16384 [MACHINEN_MEMORY]
     #[argh(option, short = 'm', arg_name = "mib")]
     memory: Option<String>,
+    /// first disk, /dev/vda; FILE:ro for one that the guest knows not to write, FILE:rw to write to the file itself; otherwise
+    /// the file stays as it is and what the guest writes is gone at its end [MACHINEN_ROOTDISK]
+    #[argh(option, arg_name = "file")]
+    root_disk: Option<String>,
+    /// another disk, in the same forms; may be repeated [MACHINEN_DISK: separated by commas]
+    #[argh(option, arg_name = "file")]
+    disk: Vec<String>,
+    /// file that shows how many bytes the guest has given back, see docs/architecture.md [MACHINEN_STATS_FILE]
+    #[argh(option, arg_name = "file")]
+    stats_file: Option<String>,
     /// the console is a terminal session even when stdin and stdout are not terminals [MACHINEN_TTY]
     #[argh(switch)]
     tty: bool,
@@ -72,10 +76,50 @@ pub struct Config {
     pub cmdline: Option<String>,
     /// RAM in MiB.
     pub memory_mib: u64,
+    /// The first disk.
+    pub root_disk: Option<DiskConfig>,
+    /// The others, in order.
+    pub disks: Vec<DiskConfig>,
+    /// Path of the file for [`crate::stats::Stats`].
+    pub stats_file: Option<String>,
     /// The console is a terminal session.
     pub tty: bool,
     /// End at the first output byte.
     pub boot_test: bool,
+}
+
+/// An image and who may write to it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DiskConfig {
+    /// Path of the image.
+    pub path: String,
+    /// Who may write to it.
+    pub access: Access,
+}
+
+impl DiskConfig {
+    /// Reads `FILE`, `FILE:cow`, `FILE:ro` or `FILE:rw`.
+    fn parse(text: &str) -> Result<DiskConfig> {
+        let forms = [(":cow", Access::CopyOnWrite), (":ro", Access::ReadOnly), (":rw", Access::InPlace)];
+        let (path, access) = forms
+            .into_iter()
+            .find_map(|(suffix, access)| Some((text.strip_suffix(suffix)?, access)))
+            .unwrap_or((text, Access::CopyOnWrite));
+        if path.is_empty() || path.contains(',') {
+            let why = if path.is_empty() { "no file named" } else { "a comma separates disks in MACHINEN_DISK" };
+            return Err(Error::usage("DISK_INVALID", format!("disk {text:?}: {why}"), "--disk FILE[:ro|:rw]"));
+        }
+        Ok(DiskConfig { path: path.into(), access })
+    }
+
+    fn to_text(&self) -> String {
+        let suffix = match self.access {
+            Access::CopyOnWrite => "",
+            Access::ReadOnly => ":ro",
+            Access::InPlace => ":rw",
+        };
+        format!("{}{suffix}", self.path)
+    }
 }
 
 /// What a command line asks for.
@@ -115,6 +159,11 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let memory = args.memory.map_or_else(|| text(env, "MACHINEN_MEMORY"), |memory| Ok(Some(memory)))?;
     let tty = args.tty || switch(env, "MACHINEN_TTY")?;
     let boot_test = args.boot_test || switch(env, "MACHINEN_BOOT_TEST")?;
+    let root_disk = args.root_disk.map_or_else(|| text(env, "MACHINEN_ROOTDISK"), |disk| Ok(Some(disk)))?;
+    let root_disk = root_disk.as_deref().map(DiskConfig::parse).transpose()?;
+    let disks = list(args.disk, env, "MACHINEN_DISK")?;
+    let disks = disks.iter().map(|disk| DiskConfig::parse(disk)).collect::<Result<Vec<_>>>()?;
+    let stats_file = args.stats_file.map_or_else(|| text(env, "MACHINEN_STATS_FILE"), |file| Ok(Some(file)))?;
     let memory_mib = memory.as_deref().map_or_else(default_memory_mib, memory_mib)?;
     if args.print_env {
         let switch = |on: bool| on.then(|| "1".to_string());
@@ -124,6 +173,9 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("INITRD", initrd),
             ("CMDLINE", cmdline),
             ("MEMORY", memory),
+            ("ROOTDISK", root_disk.as_ref().map(DiskConfig::to_text)),
+            ("DISK", joined(disks.iter().map(DiskConfig::to_text))),
+            ("STATS_FILE", stats_file),
             ("TTY", switch(tty)),
             ("BOOT_TEST", switch(boot_test)),
         ];
@@ -136,7 +188,11 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     if kernel == "-" && initrd.as_deref() == Some("-") {
         return Err(Error::usage("USAGE", "kernel and initrd cannot both be stdin", "give one of them as a file"));
     }
-    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, tty, boot_test }))
+    if disks.len() > MOST_DISKS {
+        let message = format!("{} disks: at most {MOST_DISKS} and the root disk are possible", disks.len());
+        return Err(Error::usage("DISK_INVALID", message, ""));
+    }
+    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, root_disk, disks, stats_file, tty, boot_test }))
 }
 
 /// What people type and argh does not know: `-h`, and `--name=value` in one word.
@@ -160,6 +216,19 @@ fn text(env: Env<'_>, name: &str) -> Result<Option<String>> {
         Some(Ok(value)) => Ok(Some(value)),
         Some(Err(_)) => Err(Error::usage("ENV_INVALID", format!("{name} is not valid UTF-8"), "")),
     }
+}
+
+/// Values of a repeated flag, or of a variable that separates them by commas.
+fn list(flags: Vec<String>, env: Env<'_>, name: &str) -> Result<Vec<String>> {
+    if !flags.is_empty() {
+        return Ok(flags);
+    }
+    Ok(text(env, name)?.map(|text| text.split(',').map(String::from).collect()).unwrap_or_default())
+}
+
+/// The value of such a variable; `None` when there is nothing in it.
+fn joined(values: impl Iterator<Item = String>) -> Option<String> {
+    Some(values.collect::<Vec<_>>().join(",")).filter(|text| !text.is_empty())
 }
 
 fn switch(env: Env<'_>, name: &str) -> Result<bool> {
@@ -237,6 +306,28 @@ mod tests {
         assert_eq!((one_word.kernel.as_str(), one_word.cmdline.as_deref()), ("flag", Some("a=b")));
         let env = config(&[], &variables);
         assert_eq!((env.kernel.as_str(), env.memory_mib), ("env", 64));
+    }
+
+    #[test]
+    fn disks_have_forms() {
+        let disk = |path: &str, access| DiskConfig { path: path.into(), access };
+        let variables = [("MACHINEN_ROOTDISK", "root:rw"), ("MACHINEN_DISK", "a,b:ro,c:d:cow")];
+        let env = config(&["--kernel", "k"], &variables);
+        assert_eq!(env.root_disk, Some(disk("root", Access::InPlace)));
+        let all = [disk("a", Access::CopyOnWrite), disk("b", Access::ReadOnly), disk("c:d", Access::CopyOnWrite)];
+        assert_eq!(env.disks, all);
+        let flags = config(&["--kernel", "k", "--disk", "x:ro", "--disk", "y"], &variables);
+        assert_eq!(flags.disks, [disk("x", Access::ReadOnly), disk("y", Access::CopyOnWrite)]);
+        for bad in ["", ":ro", "a,,b"] {
+            let refused = code(&["--kernel", "k", "--disk", bad], &[]);
+            assert_eq!(refused, "DISK_INVALID", "{bad}");
+        }
+        let nine = ["--disk", "d"].repeat(9);
+        assert_eq!(code(&[&["--kernel", "k"], &nine[..]].concat(), &[]), "DISK_INVALID");
+        let printed =
+            parse_with(&["--root-disk", "r:ro", "--disk", "x:rw", "--disk", "y", "-m", "64", "--print-env"], &[]);
+        let expected = "MACHINEN_MEMORY=64\nMACHINEN_ROOTDISK=r:ro\nMACHINEN_DISK=x:rw,y\n";
+        assert_eq!(printed.expect("valid"), Request::Print(expected.into()));
     }
 
     #[test]

@@ -9,6 +9,9 @@
 //! | [`machine`] | the order of start-up, and the loop |
 //! | [`bus`] | from an access of the guest to a device and back |
 //! | [`device`] | registers (pure) and the host's side of them |
+//! | [`virtio`] | queues, transport, and the devices behind it |
+//! | [`stats`] | what a VM tells about its memory |
+//! | [`disk`] | images and copy-on-write layers |
 //! | [`kick`], [`terminal`], [`sys`] | signals, terminal modes, system calls |
 //! | [`ram`], [`heap`] | guest memory; the monitor's own |
 //! | [`boot`] | kernel and initrd into RAM |
@@ -34,11 +37,17 @@ pub mod config;
 #[forbid(unsafe_code)]
 pub mod device;
 #[forbid(unsafe_code)]
+pub mod disk;
+#[forbid(unsafe_code)]
 pub mod error;
 pub mod heap;
 pub mod kick;
 #[forbid(unsafe_code)]
 pub mod machine;
 pub mod ram;
+#[forbid(unsafe_code)]
+pub mod stats;
 pub mod sys;
 pub mod terminal;
+#[forbid(unsafe_code)]
+pub mod virtio;

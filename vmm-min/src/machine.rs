@@ -12,10 +12,16 @@ use crate::boot::{load_initrd, load_kernel};
 use crate::bus::Bus;
 use crate::config::Config;
 use crate::device::console::Console;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
+use crate::stats::Stats;
 use crate::terminal::Terminal;
+use crate::virtio::balloon::Balloon;
+use crate::virtio::blk::Blk;
+use crate::virtio::device::Device;
+use crate::virtio::rng::Rng;
 
 /// No kernel file is larger.
 const MOST_KERNEL_BYTES: u64 = 1 << 30;
@@ -33,6 +39,8 @@ pub fn run(config: &Config) -> Result<End> {
     let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
     let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
 
+    let devices = devices(config)?;
+
     let (kvm, vm) = open_kvm()?;
     let ram = Ram::new(&arch::ranges(ram_bytes))?;
     ram.register(&vm)?;
@@ -43,12 +51,14 @@ pub fn run(config: &Config) -> Result<End> {
     let kick = Kick::new()?;
     let mut platform = Platform::new(&kvm, &vm, &kick)?;
     let stdio = Stdio::look(config.tty);
-    let boot = Boot { entry: loaded.entry, initrd, cmdline: cmdline(config, stdio.session) };
+    let cmdline = cmdline(config, stdio.session, devices.len());
+    let boot = Boot { entry: loaded.entry, initrd, cmdline, devices: devices.len() };
     platform.prepare(&ram, &boot)?;
 
     let console = Console::new(stdio.session)?;
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
-    let mut bus = Bus::new(console, kick, terminal, config.boot_test);
+    let mut bus = Bus::new(ram, devices, console, kick, terminal);
+    bus.end_at_first_byte(config.boot_test);
     let end = run_to_end(&vm, &mut platform, &mut bus)?;
     bus.finish(end)
 }
@@ -73,12 +83,27 @@ fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> 
             }
         };
         // Twice: a line that falls with the access and rises with what the host brings is an edge, not a level.
-        platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
+        set_lines(vm, platform, bus)?;
         if step == Step::Continue {
             step = bus.settle()?;
-            platform.set_irq(vm, arch::UART_IRQ, bus.uart_irq())?;
+            set_lines(vm, platform, bus)?;
         }
     }
+}
+
+fn set_lines(vm: &VmFd, platform: &mut Platform, bus: &Bus) -> Result<()> {
+    bus.lines().try_for_each(|(line, level)| platform.set_irq(vm, line, level))
+}
+
+/// The virtio devices, in the order of their slots; disks first, so that the root disk is the first of all.
+fn devices(config: &Config) -> Result<Vec<Device>> {
+    let mut devices = Vec::with_capacity(arch::MOST_DEVICES);
+    for disk in config.root_disk.iter().chain(&config.disks) {
+        devices.push(Device::Blk(Blk::new(Disk::open(&disk.path, disk.access)?)));
+    }
+    devices.push(Device::Balloon(Balloon::new(Stats::open(config.stats_file.as_deref())?)));
+    devices.push(Device::Rng(Rng::default()));
+    Ok(devices)
 }
 
 fn open_kvm() -> Result<(Kvm, VmFd)> {
@@ -134,9 +159,10 @@ impl Stdio {
 }
 
 /// Base words, ours, the user's: the kernel takes the last of two equal ones.
-fn cmdline(config: &Config, session: bool) -> String {
+fn cmdline(config: &Config, session: bool, devices: usize) -> String {
     let epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
     let mut words = format!("{} machinen.epoch={}.{:09}", arch::BASE_CMDLINE, epoch.as_secs(), epoch.subsec_nanos());
+    words.push_str(&arch::device_words(devices));
     if session {
         words.push_str(" machinen.tty=1");
     }

@@ -5,7 +5,7 @@
 
 use std::fs::File;
 use std::io::{self, Seek, SeekFrom};
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, BorrowedFd};
 
 use kvm_bindings::kvm_userspace_memory_region;
 use kvm_ioctls::VmFd;
@@ -15,6 +15,7 @@ use vm_memory::{
 };
 
 use crate::error::{Error, Result};
+use crate::virtio::queue::{Buffer, MOST_BUFFERS};
 
 /// Size of a page, of the host and of the guest.
 pub const PAGE_BYTES: u64 = 4096;
@@ -110,6 +111,92 @@ impl Ram {
         self.memory.write_slice(bytes, at).is_ok()
     }
 
+    /// Fills `bytes` from `at`. `false`: the range is not all RAM.
+    #[must_use]
+    pub fn read(&self, at: GuestAddress, bytes: &mut [u8]) -> bool {
+        self.memory.read_slice(bytes, at).is_ok()
+    }
+
+    /// `bytes` bytes from `at` are RAM, in one piece. None are, anywhere.
+    #[must_use]
+    pub fn contains(&self, at: GuestAddress, bytes: u64) -> bool {
+        bytes == 0 || usize::try_from(bytes).is_ok_and(|bytes| self.memory.get_slice(at, bytes).is_ok())
+    }
+
+    /// Reads from `offset` of `file` into `pieces`, by one call. Returns the number of bytes, 0 at the end of the file.
+    ///
+    /// Errors: of preadv, and `InvalidInput` for a piece that is not RAM.
+    pub fn read_file(&self, file: &File, offset: u64, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let list = IoVecs::new(self, pieces)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: the list describes guest RAM, which stays mapped and to which nothing in this process holds a reference.
+        count(|| unsafe { libc::preadv(file.as_raw_fd(), list.as_ptr(), list.len(), offset) })
+    }
+
+    /// Writes `pieces` to `offset` of `file`, by one call. Returns the number of bytes.
+    ///
+    /// Errors: of pwritev, and `InvalidInput` for a piece that is not RAM.
+    pub fn write_file(&self, file: &File, offset: u64, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let list = IoVecs::new(self, pieces)?;
+        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
+        // SAFETY: as for read_file; the call only reads the memory.
+        count(|| unsafe { libc::pwritev(file.as_raw_fd(), list.as_ptr(), list.len(), offset) })
+    }
+
+    /// Receives from the socket `fd` into `pieces`, without waiting. Returns the number of bytes, 0 at the stream's end.
+    ///
+    /// Errors: of recvmsg (`WouldBlock`), and `InvalidInput` for a piece that is not RAM.
+    pub fn receive(&self, fd: BorrowedFd<'_>, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let list = IoVecs::new(self, pieces)?;
+        let mut message = list.message();
+        // SAFETY: the message names only the list, which describes guest RAM as for read_file.
+        count(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
+    }
+
+    /// Sends `pieces` to the socket `fd`, without waiting and without SIGPIPE. Returns the number of bytes.
+    ///
+    /// Errors: of sendmsg (`WouldBlock`), and `InvalidInput` for a piece that is not RAM.
+    pub fn send(&self, fd: BorrowedFd<'_>, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let list = IoVecs::new(self, pieces)?;
+        let message = list.message();
+        // SAFETY: as for receive; the call only reads the memory.
+        count(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
+    }
+
+    /// Fills `pieces` with zeros; returns how many bytes that are.
+    pub fn zero(&self, pieces: impl Iterator<Item = Buffer>) -> u64 {
+        const ZEROS: [u8; 4096] = [0; 4096];
+        let mut done = 0;
+        for piece in pieces {
+            let mut rest = u64::from(piece.bytes);
+            while rest > 0 {
+                let now = rest.min(ZEROS.len() as u64);
+                let at = piece.at.unchecked_add(u64::from(piece.bytes) - rest);
+                if !self.write(at, &ZEROS[..to_usize(now)]) {
+                    return done;
+                }
+                done += now;
+                rest -= now;
+            }
+        }
+        done
+    }
+
+    /// Gives whole pages of a range back to the host; the guest finds anything in them. Returns how many bytes that are.
+    ///
+    /// Errors: of madvise.
+    pub fn give_back(&self, at: GuestAddress, bytes: u64) -> io::Result<u64> {
+        let end = at.raw_value().saturating_add(bytes) & !(PAGE_BYTES - 1);
+        let start = at.raw_value().checked_next_multiple_of(PAGE_BYTES).unwrap_or(end);
+        if start >= end {
+            return Ok(0);
+        }
+        let slice = self.memory.get_slice(GuestAddress(start), to_usize(end - start)).map_err(io::Error::other)?;
+        // SAFETY: get_slice has checked that the range is RAM, and nothing in this process holds a reference into it.
+        let result = unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_DONTNEED) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(end - start) }
+    }
+
     /// Puts `bytes` bytes of `file` from `offset` at `at`, without copying whole pages.
     ///
     /// Pages that lie whole inside the range are mapped copy-on-write when the file offset and the address agree
@@ -158,6 +245,56 @@ impl Ram {
             )
         };
         if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+}
+
+/// Pieces of guest RAM as the host's vectored calls want them.
+struct IoVecs {
+    list: [libc::iovec; MOST_BUFFERS],
+    count: usize,
+}
+
+impl IoVecs {
+    /// As many of `pieces` as fit, which is all of a chain.
+    fn new(ram: &Ram, pieces: impl Iterator<Item = Buffer>) -> io::Result<IoVecs> {
+        const NONE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
+        let mut vecs = IoVecs { list: [NONE; MOST_BUFFERS], count: 0 };
+        for (slot, piece) in vecs.list.iter_mut().zip(pieces) {
+            let slice = ram.memory.get_slice(piece.at, piece.bytes as usize);
+            let slice = slice.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
+            *slot = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
+            vecs.count += 1;
+        }
+        Ok(vecs)
+    }
+
+    fn as_ptr(&self) -> *const libc::iovec {
+        self.list.as_ptr()
+    }
+
+    fn len(&self) -> libc::c_int {
+        libc::c_int::try_from(self.count).unwrap_or(0)
+    }
+
+    fn message(&self) -> libc::msghdr {
+        // SAFETY: zeros are a message without name, control data and flags.
+        let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+        message.msg_iov = self.as_ptr().cast_mut();
+        message.msg_iovlen = self.len();
+        message
+    }
+}
+
+/// The result of a call that returns a number of bytes; once more when a signal came first.
+fn count(mut call: impl FnMut() -> libc::ssize_t) -> io::Result<u64> {
+    loop {
+        match u64::try_from(call()) {
+            Ok(count) => return Ok(count),
+            Err(_) => match io::Error::last_os_error() {
+                error if error.kind() == io::ErrorKind::Interrupted => {}
+                error => return Err(error),
+            },
+        }
     }
 }
 

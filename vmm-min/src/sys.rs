@@ -166,3 +166,41 @@ pub fn link(file: &File, path: &Path) -> io::Result<bool> {
         Err(error) => Err(error),
     }
 }
+
+/// Locks `file` until it is closed by everybody who has it: alone, or together with others who do not want it alone.
+/// `false`: somebody else has it. Source: flock(2).
+pub fn lock(file: &File, alone: bool) -> io::Result<bool> {
+    let operation = if alone { libc::LOCK_EX } else { libc::LOCK_SH };
+    // SAFETY: flock takes and returns integers.
+    match check(unsafe { libc::flock(file.as_raw_fd(), operation | libc::LOCK_NB) }) {
+        Ok(_) => Ok(true),
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// Length of a file or block device in bytes.
+pub fn size(mut file: &File) -> io::Result<u64> {
+    use std::io::{Seek, SeekFrom};
+    file.seek(SeekFrom::End(0))
+}
+
+/// Makes a range of `file` a hole, which reads as zeros; its length stays. `Unsupported`: the file system has no holes.
+pub fn punch_hole(file: &File, offset: u64, bytes: u64) -> io::Result<()> {
+    let [offset, bytes] = [offset, bytes].map(libc::off_t::try_from);
+    let (offset, bytes) = (offset.map_err(io::Error::other)?, bytes.map_err(io::Error::other)?);
+    if bytes == 0 {
+        return Ok(());
+    }
+    let mode = libc::FALLOC_FL_PUNCH_HOLE | libc::FALLOC_FL_KEEP_SIZE;
+    // SAFETY: fallocate takes and returns integers.
+    check(unsafe { libc::fallocate(file.as_raw_fd(), mode, offset, bytes) }).map(|_| ())
+}
+
+/// Fills `bytes` with random bytes. Returns how many; fewer when a signal came. Source: getrandom(2).
+pub fn random(bytes: &mut [u8]) -> io::Result<usize> {
+    // Not by libc::getrandom: the standard library names that symbol weakly, and a static link then leaves it null.
+    // SAFETY: the pointer and the length describe the live, writable buffer.
+    let count = unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}

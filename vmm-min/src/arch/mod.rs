@@ -10,7 +10,10 @@
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
-pub use x86_64::{BASE_CMDLINE, ELF_MACHINE, NAME, Platform, UART_IRQ, host_ram_limit_bytes, kernel_window, ranges};
+pub use x86_64::{
+    BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, NAME, Platform, UART_IRQ, VIRTIO_START, device_words,
+    host_ram_limit_bytes, kernel_window, ranges, virtio_irq,
+};
 
 use std::time::Instant;
 
@@ -27,6 +30,8 @@ pub struct Boot {
     pub initrd: Option<(GuestAddress, u64)>,
     /// Kernel command line, without NUL.
     pub cmdline: String,
+    /// Number of virtio devices, at most [`MOST_DEVICES`]: one window after the other from [`VIRTIO_START`].
+    pub devices: usize,
 }
 
 /// A device register, wherever the architecture puts it.
@@ -78,4 +83,8 @@ pub trait Registers {
     fn read(&mut self, register: Register) -> u8;
     /// The guest writes a byte. Errors: of the host's side of the device.
     fn write(&mut self, register: Register, value: u8) -> Result<Step>;
+    /// The guest reads 1 to 8 bytes at a physical address that is not RAM.
+    fn read_memory(&mut self, address: u64, bytes: &mut [u8]);
+    /// The guest writes 1 to 8 bytes to a physical address that is not RAM.
+    fn write_memory(&mut self, address: u64, bytes: &[u8]);
 }

@@ -1,10 +1,11 @@
-//! ACPI tables for stock kernels: where the interrupt controller and the UART are, how to switch off. Nothing else.
+//! ACPI tables for stock kernels: where the interrupt controller, the UART and the virtio devices are, how to switch off,
+//! and how to tell one life of the VM from another. Nothing else.
 //!
 //! Hardware-reduced ACPI, so there is no PIC, PIT, RTC, PM timer or SCI to emulate. Source: ACPI specification 6.5,
 //! 5.2 (tables) and 4.1 (hardware-reduced).
 
 use acpi_tables::Aml;
-use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Name, Package, Path, ResourceTemplate, Scope};
+use acpi_tables::aml::{Device, EISAName, IO, Interrupt, Memory32Fixed, Name, Package, Path, ResourceTemplate, Scope};
 use acpi_tables::fadt::{FADTBuilder, Flags};
 use acpi_tables::gas::{AccessSize, AddressSpace, GAS};
 use acpi_tables::madt::{EnabledStatus, IoApic, LocalInterruptController, MADT, ProcessorLocalApic};
@@ -12,7 +13,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::{IOAPIC_START, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, UART_IRQ, UART_PORT};
+use super::{
+    IOAPIC_START, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, UART_IRQ, UART_PORT, VIRTIO_START, WINDOW_BYTES,
+    virtio_irq,
+};
 
 const OEM_ID: [u8; 6] = *b"MACHIN";
 const OEM_TABLE_ID: [u8; 8] = *b"VMM-MIN ";
@@ -21,8 +25,11 @@ const RESET_VALUE: u8 = 0xfe;
 /// IAPC_BOOT_ARCH: no VGA, no RTC; the 8042 and legacy-devices bits stay clear.
 const BOOT_ARCH: u16 = (1 << 2) | (1 << 5);
 
-/// All tables as they lie in memory from `start`, the RSDP first.
-pub fn tables(start: u64) -> Vec<u8> {
+/// Where the 16 bytes are that differ between two lives of a VM.
+pub const GENERATION_ID: u32 = 0xf_f000;
+
+/// All tables as they lie in memory from `start`, the RSDP first, for a machine with this many virtio devices.
+pub fn tables(start: u64, devices: usize) -> Vec<u8> {
     let mut memory = Vec::with_capacity(1024);
     memory.resize(Rsdp::len().next_multiple_of(16), 0);
     let mut place = |table: &dyn Aml| {
@@ -31,7 +38,7 @@ pub fn tables(start: u64) -> Vec<u8> {
         memory.resize(memory.len().next_multiple_of(16), 0);
         at
     };
-    let dsdt = place(&dsdt());
+    let dsdt = place(&dsdt(devices));
     let fadt = place(&fadt(dsdt));
     let madt = place(&madt());
     let mut xsdt = XSDT::new(OEM_ID, OEM_TABLE_ID, 1);
@@ -44,12 +51,22 @@ pub fn tables(start: u64) -> Vec<u8> {
     memory
 }
 
-fn dsdt() -> Sdt {
+fn dsdt(devices: usize) -> Sdt {
     let mut aml = Vec::new();
     // The kernel writes SLP_TYP 5 to the sleep control register to switch off.
     Name::new("_S5_".into(), &Package::new(vec![&5u8])).to_aml_bytes(&mut aml);
+    let mut system = uart();
+    (0..devices).for_each(|slot| system.extend(virtio(slot)));
+    system.extend(generation_id());
+    aml.extend_from_slice(&Scope::raw(Path::new("_SB_"), system));
+    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, 1);
+    table.append_slice(&aml);
+    table
+}
+
+fn uart() -> Vec<u8> {
     let irq = u32::try_from(UART_IRQ).expect("a line number");
-    let uart = Device::new(
+    Device::new(
         "COM1".into(),
         vec![
             &Name::new("_HID".into(), &EISAName::new("PNP0501")),
@@ -63,11 +80,47 @@ fn dsdt() -> Sdt {
             ),
         ],
     )
-    .to_bytes();
-    aml.extend_from_slice(&Scope::raw(Path::new("_SB_"), uart));
-    let mut table = Sdt::new(*b"DSDT", 36, 6, OEM_ID, OEM_TABLE_ID, 1);
-    table.append_slice(&aml);
-    table
+    .to_bytes()
+}
+
+/// A virtio device by memory-mapped registers. Source: drivers/virtio/virtio_mmio.c in Linux (the name), ACPI 6.4.3 (resources).
+fn virtio(slot: usize) -> Vec<u8> {
+    let number = u32::try_from(slot).expect("few devices");
+    let irq = u32::try_from(virtio_irq(slot)).expect("a line number");
+    let bytes = u32::try_from(WINDOW_BYTES).expect("a page");
+    let start = u32::try_from(VIRTIO_START).expect("below 4 GiB") + number * bytes;
+    Device::new(
+        format!("VR{slot:02}").as_str().into(),
+        vec![
+            &Name::new("_HID".into(), &"LNRO0005"),
+            &Name::new("_UID".into(), &number),
+            // DMA needs no care: what a device reads and writes is what the processor sees.
+            &Name::new("_CCA".into(), &1u8),
+            &Name::new(
+                "_CRS".into(),
+                &ResourceTemplate::new(vec![
+                    &Memory32Fixed::new(true, start, bytes),
+                    &Interrupt::new(true, true, false, false, irq),
+                ]),
+            ),
+        ],
+    )
+    .to_bytes()
+}
+
+/// The VM generation device. Source: «Virtual Machine Generation ID», Microsoft, 2012.
+fn generation_id() -> Vec<u8> {
+    Device::new(
+        "VGEN".into(),
+        vec![
+            &Name::new("_HID".into(), &"MCHN0001"),
+            &Name::new("_CID".into(), &"VM_Gen_Counter"),
+            &Name::new("_DDN".into(), &"VM_Gen_Counter"),
+            // Low and high half of the address.
+            &Name::new("ADDR".into(), &Package::new(vec![&GENERATION_ID, &0u32])),
+        ],
+    )
+    .to_bytes()
 }
 
 trait ToBytes: Aml {
@@ -123,7 +176,7 @@ mod tests {
     #[test]
     fn every_table_is_found_from_the_rsdp_and_sums_to_zero() {
         let start = 0xe_0000;
-        let memory = tables(start);
+        let memory = tables(start, 3);
         assert_eq!(&memory[..8], b"RSD PTR ");
         assert_eq!((sum(&memory[..20]), sum(&memory[..36])), (0, 0));
         let word = |bytes: &[u8]| u64::from_le_bytes(bytes.try_into().expect("8 bytes"));

@@ -10,8 +10,10 @@
 //! 0x0000_c000  kernel command line
 //! 0x0009_fc00  ---- end of low RAM in the e820 map ----
 //! 0x000e_0000  ACPI: RSDP first, then the tables
+//! 0x000f_f000  VM generation id
 //! 0x0010_0000  kernel (where its ELF says) ... initrd at the top of low RAM
 //! 0xc000_0000  ---- hole: no RAM ----
+//! 0xd000_0000  virtio devices, 4 KiB each
 //! 0xfec0_0000  I/O APIC     0xfee0_0000  local APIC (in KVM)
 //! 0x1_0000_0000 RAM above 4 GiB
 //! ```
@@ -30,6 +32,7 @@ use crate::arch::{Boot, Register, Registers, Step};
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::{Ram, Range};
+use crate::virtio::mmio::WINDOW_BYTES;
 use ioapic::IoApic;
 
 /// Name as in `uname -m`.
@@ -40,6 +43,12 @@ pub const ELF_MACHINE: u16 = 62;
 pub const UART_IRQ: usize = 4;
 /// Words of the kernel command line that every guest gets first.
 pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1";
+
+/// First address of the virtio devices' registers.
+pub const VIRTIO_START: u64 = 0xd000_0000;
+/// Interrupt lines after the UART's.
+pub const MOST_DEVICES: usize = ioapic::PINS - FIRST_VIRTIO_IRQ;
+const FIRST_VIRTIO_IRQ: usize = UART_IRQ + 1;
 
 const LOW_RAM_END: u64 = 0xc000_0000;
 const HIGH_RAM_START: u64 = 0x1_0000_0000;
@@ -55,6 +64,24 @@ const RESET_PORT: u16 = 0x64;
 const EXIT_PORT: u16 = 0x500;
 const SLEEP_CONTROL_PORT: u16 = 0x501;
 const SLEEP_STATUS_PORT: u16 = 0x502;
+
+/// Interrupt line of the virtio device in `slot`.
+pub fn virtio_irq(slot: usize) -> usize {
+    FIRST_VIRTIO_IRQ + slot
+}
+
+/// Words of the command line that tell a kernel without ACPI where `devices` virtio devices are.
+/// Source: drivers/virtio/virtio_mmio.c in Linux.
+pub fn device_words(devices: usize) -> String {
+    use std::fmt::Write;
+    let mut words = String::new();
+    for (slot, number) in (0..devices).zip(0..) {
+        let start = VIRTIO_START + number * WINDOW_BYTES;
+        write!(words, " virtio_mmio.device={WINDOW_BYTES}@{start:#x}:{}", virtio_irq(slot))
+            .expect("writing to a string");
+    }
+    words
+}
 
 /// Where `bytes` of RAM lie: below the hole under 4 GiB, the rest above it.
 pub fn ranges(bytes: u64) -> Vec<Range> {
@@ -148,16 +175,26 @@ impl Platform {
             }
             Ok(VcpuExit::MmioRead(address, data)) => {
                 data.fill(0xff);
-                if let (Some(offset), Ok(word)) = (ioapic_offset(address), <&mut [u8; 4]>::try_from(data)) {
-                    *word = self.ioapic.read(offset).to_le_bytes();
+                match ioapic_offset(address) {
+                    None => devices.read_memory(address, data),
+                    Some(offset) => {
+                        if let Ok(word) = <&mut [u8; 4]>::try_from(data) {
+                            *word = self.ioapic.read(offset).to_le_bytes();
+                        }
+                    }
                 }
                 Ok(Step::Continue)
             }
             Ok(VcpuExit::MmioWrite(address, data)) => {
-                if let (Some(offset), Ok(word)) = (ioapic_offset(address), <[u8; 4]>::try_from(data))
-                    && let Some(message) = self.ioapic.write(offset, u32::from_le_bytes(word))
-                {
-                    signal(vm, message)?;
+                match ioapic_offset(address) {
+                    None => devices.write_memory(address, data),
+                    Some(offset) => {
+                        if let Ok(word) = <[u8; 4]>::try_from(data)
+                            && let Some(message) = self.ioapic.write(offset, u32::from_le_bytes(word))
+                        {
+                            signal(vm, message)?;
+                        }
+                    }
                 }
                 Ok(Step::Continue)
             }

@@ -7,6 +7,7 @@ use super::{HIGH_RAM_START, acpi};
 use crate::arch::Boot;
 use crate::error::{Error, Result};
 use crate::ram::{PAGE_BYTES, Ram};
+use crate::sys;
 
 /// Address of the global descriptor table.
 pub const GDT: u64 = 0x6000;
@@ -55,7 +56,10 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
     put(directories, &(pages | PRESENT_WRITABLE).to_le_bytes());
     put(pages, identity_map().as_slice());
     put(CMDLINE, boot.cmdline.as_bytes());
-    put(ACPI_START, &acpi::tables(ACPI_START));
+    put(ACPI_START, &acpi::tables(ACPI_START, boot.devices));
+    let mut generation_id = [0; 16];
+    sys::random(&mut generation_id).map_err(|cause| Error::host("HOST_RANDOM", "getrandom", cause))?;
+    put(acpi::GENERATION_ID.into(), &generation_id);
     let last = ram.memory().last_addr().0;
     put(ZERO_PAGE, boot_parameters(boot, last + 1).as_slice());
     Ok(())
@@ -124,12 +128,14 @@ fn low(value: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::MOST_DEVICES;
 
     fn boot() -> Boot {
         Boot {
             entry: GuestAddress(0x100_0000),
             initrd: Some((GuestAddress(0x700_0000), 0x1234)),
             cmdline: "quiet".into(),
+            devices: 0,
         }
     }
 
@@ -165,6 +171,8 @@ mod tests {
 
     #[test]
     fn the_acpi_tables_end_below_1_mib() {
-        assert!(acpi::tables(ACPI_START).len() as u64 <= HIGH_MEMORY - ACPI_START);
+        let tables = acpi::tables(ACPI_START, MOST_DEVICES).len() as u64;
+        assert!(ACPI_START + tables <= acpi::GENERATION_ID.into());
+        assert!(u64::from(acpi::GENERATION_ID) + 16 <= HIGH_MEMORY);
     }
 }
