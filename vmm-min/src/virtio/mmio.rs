@@ -102,6 +102,11 @@ impl<B: Backend> Mmio<B> {
         &self.backend
     }
 
+    /// The same, to be changed by the host.
+    pub fn backend_mut(&mut self) -> &mut B {
+        &mut self.backend
+    }
+
     /// What the driver did wrong, the first time that this is asked.
     pub fn take_fault(&mut self) -> Option<Fault> {
         self.fault.take()

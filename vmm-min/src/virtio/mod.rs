@@ -9,6 +9,10 @@ pub mod device;
 pub mod mmio;
 pub mod queue;
 pub mod rng;
+#[cfg(any(test, feature = "testing"))]
+pub mod testing;
+#[cfg(test)]
+mod tests;
 
 use queue::Queue;
 

@@ -6,7 +6,7 @@ use super::queue::Chain;
 use super::{Backend, Event, Fault, Io};
 use crate::sys;
 
-const QUEUE: &[u16] = &[8];
+const QUEUE: &[u16] = &[16];
 /// Most bytes for one request; a driver asks for 64 or so.
 const MOST_BYTES: usize = 4096;
 

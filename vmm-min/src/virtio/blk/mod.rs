@@ -4,6 +4,9 @@
 
 use virtio_bindings::virtio_blk as spec;
 
+#[cfg(test)]
+mod tests;
+
 use super::queue::{Buffers, Chain};
 use super::{Backend, Event, Fault, Io, read_config};
 use crate::disk::{Access, Disk, SECTOR_BYTES};
