@@ -57,6 +57,12 @@ pub fn asset(name: &str) -> PathBuf {
     path
 }
 
+/// Whether tests shall take their time (`make soak`): gigabytes and hundreds of rounds instead of a few.
+#[must_use]
+pub fn soak() -> bool {
+    set("MACHINEN_SOAK").is_some()
+}
+
 fn set(name: &str) -> Option<PathBuf> {
     std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from)
 }

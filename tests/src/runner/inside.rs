@@ -75,6 +75,9 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
     // Each test has its own limit inside; this one is for a lab that hangs.
     job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
     job.env.push(("TMPDIR".into(), "/tmp".into()));
+    if crate::soak() {
+        job.env.push(("MACHINEN_SOAK".into(), "1".into()));
+    }
 
     let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
     job.files.push((own, RUNNER.into()));
