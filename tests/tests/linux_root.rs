@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
 
 use machinen_tests::e2fs::{E2fs, put_root};
@@ -136,31 +135,39 @@ fn an_overlay_shows_the_lower_disk_and_keeps_what_is_written() {
     assert!(fs::read(&lower).unwrap() == LOWER);
 }
 
+/// /init refused for this reason, and said nothing else.
+fn expect_refused(finished: &Finished, why: &str) {
+    assert_eq!((finished.code(), finished.printed()), (125, format!("init: {why}\n")));
+}
+
 #[test]
-fn disks_and_interfaces_that_are_not_there_are_refused_by_name() {
+fn a_disk_that_is_not_there_or_empty_is_refused_by_name() {
+    let scratch = Scratch::new();
+    let empty = scratch.path("empty");
+    fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
+    let why = "mount /dev/vda: it has no ext4, or a damaged one";
+    expect_refused(&run_in(&scratch, &empty, "", "/dev/vda", ""), why);
+    let why = "/dev/vdb: no such disk after 10 s: it is not attached, or its driver is not loaded";
+    expect_refused(&run_in(&scratch, &empty, "", "/dev/vdb", ""), why);
+}
+
+#[test]
+fn a_root_disk_without_a_command_is_refused_and_left_clean() {
     let (e2fs, scratch) = (E2fs::new(), Scratch::new());
     put_root(&scratch.path("root"));
-    let (image, empty) = (scratch.path("image"), scratch.path("empty"));
+    let image = scratch.path("image");
     e2fs.make(&image, 32, Some(&scratch.path("root")));
-    fs::File::create(&empty).unwrap().set_len(1 << 20).unwrap();
-    fs::set_permissions(&empty, fs::Permissions::from_mode(0o600)).unwrap();
-    let refused = |finished: Finished, why: &str| {
-        assert_eq!((finished.code(), finished.printed()), (125, format!("init: {why}\n")));
-    };
-    let why = "mount /dev/vda: it has no ext4, or a damaged one";
-    refused(run_in(&scratch, &empty, "", "/dev/vda", ""), why);
-    let why = "/dev/vdb: no such disk after 10 s: it is not attached, or its driver is not loaded";
-    refused(run_in(&scratch, &image, "", "/dev/vdb", ""), why);
-
-    // With its disk written to before it is refused.
     let initrd = initramfs(&scratch, &["--root", "/dev/vda"]);
     let run = monitor(&asset("vmlinux"), &initrd).arg("--root-disk").arg(format!("{}:rw", image.display()));
-    refused(run.finish(), "/machinen-config.json: cmd: there is none");
+    expect_refused(&run.finish(), "/machinen-config.json: cmd: there is none");
     e2fs.expect_clean(&image);
+}
+
+#[test]
+fn a_network_without_an_interface_is_refused() {
+    let scratch = Scratch::new();
     let initrd = initramfs(&scratch, &["--cmd", "sh"]);
     let run = monitor(&asset("vmlinux"), &initrd).args(["--cmdline", "machinen.net=10.0.2.15/24,10.0.2.2"]);
-    refused(
-        run.finish(),
-        "machinen.net: no network interface after 10 s: the VM has none, or its driver is not loaded",
-    );
+    let why = "machinen.net: no network interface after 10 s: the VM has none, or its driver is not loaded";
+    expect_refused(&run.finish(), why);
 }
