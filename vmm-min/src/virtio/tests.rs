@@ -76,9 +76,13 @@ fn a_reset_is_possible_at_any_moment() {
     driver.offer(0, RING_ENTRIES + 1);
     driver.notify(0);
     assert!(is_stopped(&driver));
+    assert!(driver.device.take_fault().is_some());
     driver.put(driver.rings(0), &[0; 0x1000]);
     driver.start(1 << 32);
     assert!(answers(&mut driver), "a reset mends a fault");
+    driver.offer(0, RING_ENTRIES + 1);
+    driver.notify(0);
+    assert_eq!(driver.device.take_fault(), None, "told once");
     driver.write(0x70, 0);
     assert_eq!((driver.read(0x70), driver.read(0x60), driver.read(0x44)), (0, 0, 0));
     driver.put(driver.rings(0), &[0; 0x1000]);
