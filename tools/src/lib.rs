@@ -20,6 +20,7 @@ pub mod ext4;
 pub mod fault;
 pub mod imagecache;
 pub mod mkinitramfs;
+pub mod mountdisk;
 pub mod outfile;
 pub mod phases;
 pub mod program;
