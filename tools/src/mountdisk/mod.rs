@@ -9,7 +9,6 @@ use std::process::{Command, Stdio};
 
 use argh::FromArgs;
 use serde_json::json;
-use sha2::{Digest, Sha256};
 
 use crate::args::plain;
 use crate::assets::{MKSQUASHFS, find_program};
@@ -20,9 +19,9 @@ use crate::imagecache::{Store, hex, is_settled};
 use crate::outfile::Outfile;
 use crate::phases::Phases;
 use crate::program::Tool;
+use crate::rootfs_img::digest::digest;
 use crate::rootfs_img::directory;
 use crate::rootfs_img::source::Identity;
-use crate::rootfs_img::tree::{self, Node, Tree};
 
 /// The program.
 pub const TOOL: Tool = Tool { name: "machinen-mountdisk", usage: CODES.usage, output: "MOUNTDISK_OUTPUT" };
@@ -75,7 +74,14 @@ const UPPER_BYTES: u64 = 4 << 30;
         directory: path, type, mode, owner, length, time, link target, extended attributes.\n  \
         The cache itself is left out of a directory that contains it.",
     note = "A directory that changes while it is packed is packed again, three times in all.",
-    note = "Exit codes: 0 done, 1 failed, 2 bad usage.",
+    note = "Environment: MACHINEN_CACHE_DIR (the cache), TMPDIR, MACHINEN_MKSQUASHFS,\n  \
+        MACHINEN_ASSETS_DIR (where mksquashfs is looked for, before the cache's assets/, PATH,\n  \
+        /usr/sbin and /sbin).",
+    note = "Exit codes: 0 done, 1 failed, 2 bad usage. A failure is one block on standard error:\n  \
+        code, what failed, on what, why, and what to do. Codes: MOUNTDISK_PATH (refused entry),\n  \
+        _CHANGED (changed while it was packed), _HOST (a call failed), _PROGRAM_MISSING,\n  \
+        _MKSQUASHFS (it failed, or left something out), _LIMIT, _NO_CACHE, _OUTPUT, _USAGE.\n  \
+        No upper is left then.",
     example = "{command_name} ~/project",
     example = "{command_name} --json --upper-size 20G ~/project vm7-upper.img"
 )]
@@ -172,7 +178,7 @@ impl Lower<'_> {
                 Some(key) => key,
                 None => {
                     let found = directory::read(self.dir, skip)?;
-                    let key = hex(&manifest_hash(&found.tree));
+                    let key = hex(&digest(&found.tree, |_, _| Ok(()))?);
                     phases.end("manifest");
                     key
                 }
@@ -234,7 +240,7 @@ impl Lower<'_> {
             return Err(Fault::Program(MKSQUASHFS.name, format!("{}: {said}", output.status)));
         }
         // It leaves out what it cannot read, with status 0.
-        if said.contains("annot ") || said.contains("ailed to") {
+        if ["annot ", "ailed to", "ould not"].iter().any(|words| said.contains(words)) {
             return Err(Fault::Program(MKSQUASHFS.name, said));
         }
         let file = fs::File::open(image.reach()).map_err(|e| Fault::host("open", &image.reach(), e))?;
@@ -243,29 +249,6 @@ impl Lower<'_> {
         }
         Ok(image)
     }
-}
-
-/// SHA-256 of everything about a tree but the bytes of its files, in the order of its paths.
-fn manifest_hash(tree: &Tree) -> [u8; 32] {
-    let mut hash = Sha256::new();
-    let mut pending = vec![tree::ROOT];
-    hash.update(format!("{:?}", tree.inodes()[tree::ROOT].meta));
-    while let Some(id) = pending.pop() {
-        for (name, child) in tree.names(id) {
-            let inode = &tree.inodes()[child];
-            let node = match &inode.node {
-                Node::Directory(_) => {
-                    pending.push(child);
-                    "directory".to_string()
-                }
-                Node::File(_, bytes) => format!("file {bytes}"),
-                other => format!("{other:?}"),
-            };
-            // The numbers of inodes follow the order of names: equal trees have equal ones, and hard links show.
-            hash.update(format!("{id} {child} {name:?} {:?} {node}\n", inode.meta));
-        }
-    }
-    hash.finalize().into()
 }
 
 /// Whether the superblock is one of squashfs, and the file as long as it says (Documentation/filesystems/squashfs.rst).

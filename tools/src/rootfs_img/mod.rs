@@ -2,6 +2,7 @@
 
 pub mod acl;
 pub mod build;
+pub mod digest;
 pub mod directory;
 pub mod source;
 pub mod tar;
@@ -27,7 +28,7 @@ use crate::program::Tool;
 use crate::{e2fsck, ext4};
 use build::{Input, Source};
 use source::{Identity, nameless};
-use tree::{Node, Tree};
+use tree::{Body, Tree};
 
 /// The program.
 pub const TOOL: Tool = Tool { name: "machinen-rootfs-img", usage: CODES.usage, output: "ROOTFS_IMG_OUTPUT" };
@@ -71,7 +72,13 @@ const STDIN: &str = "standard input";
         in it. A smaller one leaves it.",
     note = "Refused: entries with .. in their path, or that lead through an absolute symlink or one\n  \
         out of the root; names that are not UTF-8; damaged and incomplete tar files.",
-    note = "Exit codes: 0 done, 1 failed, 2 bad usage.",
+    note = "Environment: MACHINEN_CACHE_DIR (the cache), MACHINEN_E2FSCK, MACHINEN_ASSETS_DIR (where\n  \
+        e2fsck is looked for, before the cache's assets/, PATH, /usr/sbin and /sbin).",
+    note = "Exit codes: 0 done, 1 failed, 2 bad usage. A failure is one block on standard error:\n  \
+        code, what failed, on what, why, and what to do. Codes: ROOTFS_IMG_SOURCE (damaged tar\n  \
+        file), _PATH (refused entry), _LIMIT (does not fit), _CHANGED (changed while it was\n  \
+        read), _HOST (a call failed), _PROGRAM_MISSING, _CHECK (e2fsck found something),\n  \
+        _NO_CACHE, _OUTPUT, _USAGE. Nothing is left in the cache then.",
     example = "{command_name} rootfs.tar.zst",
     example = "docker export CONTAINER | {command_name} --size 8G -"
 )]
@@ -260,45 +267,26 @@ fn own(store: &Store) -> Result<(u64, u64)> {
 
 /// SHA-256 of a directory's tree with the bodies, wherever it lies.
 fn directory_hash(path: &Path, found: &directory::Found) -> Result<[u8; 32]> {
-    let mut hash = Sha256::new();
-    let mut chunk = vec![0; 64 << 10];
-    let mut pending = vec![tree::ROOT];
-    while let Some(id) = pending.pop() {
-        for (name, child) in found.tree.names(id) {
-            let inode = &found.tree.inodes()[child];
-            // The numbers of inodes follow the order of names: equal trees have equal ones, and hard links show.
-            hash.update(format!("{id} {child} {name:?} {:?} ", inode.meta));
-            match &inode.node {
-                Node::Directory(_) => pending.push(child),
-                Node::File(tree::Body::Host(below), bytes) => {
-                    hash.update(format!("file {bytes} "));
-                    body_hash(path, found, below, &mut chunk, &mut hash)?;
-                }
-                other => hash.update(format!("{other:?} ")),
-            }
-        }
-    }
-    hash.update(format!("{:?}", found.tree.inodes()[tree::ROOT].meta));
-    Ok(hash.finalize().into())
-}
-
-fn body_hash(path: &Path, found: &directory::Found, below: &[u8], chunk: &mut [u8], hash: &mut Sha256) -> Result<()> {
     use std::os::unix::ffi::OsStrExt;
-    let whole = || path.join(std::ffi::OsStr::from_bytes(below));
-    let file = directory::open(found.fd.as_fd(), below).map_err(|e| Fault::host("open", &whole(), e))?;
-    let file = File::from(file);
-    let mut at = 0;
-    loop {
-        match file.read_at(chunk, at).map_err(|e| Fault::host("read", &whole(), e))? {
-            0 => break,
-            n => {
-                hash.update(&chunk[..n]);
-                at += n as u64;
+    let mut chunk = vec![0; 64 << 10];
+    digest::digest(&found.tree, |body, hash| {
+        let Body::Host(below) = body else { return Ok(()) };
+        let whole = || path.join(std::ffi::OsStr::from_bytes(below));
+        let file = directory::open(found.fd.as_fd(), below).map_err(|e| Fault::host("open", &whole(), e))?;
+        let file = File::from(file);
+        let mut at: u64 = 0;
+        loop {
+            match file.read_at(&mut chunk, at).map_err(|e| Fault::host("read", &whole(), e))? {
+                0 => break,
+                n => {
+                    hash.update(&chunk[..n]);
+                    at += n as u64;
+                }
             }
         }
-    }
-    hash.update(at.to_le_bytes());
-    Ok(())
+        hash.update(at.to_le_bytes());
+        Ok(())
+    })
 }
 
 /// Builds, checks and keeps the image. The caller holds the lock.

@@ -17,7 +17,7 @@ const BLOCK_BYTES: u64 = 512;
 /// Of the file system: holes are whole blocks.
 const HOLE_BYTES: usize = 4096;
 /// Larger sparse files are not believed: all their bytes are looked at.
-const MAX_SPARSE_BYTES: u64 = 1 << 40;
+const MAX_SPARSE_BYTES: u64 = 64 << 30;
 /// Mostly headers are read through it.
 const WINDOW_BYTES: usize = 8 << 10;
 
@@ -159,7 +159,7 @@ impl Import<'_> {
             EntryType::GNUSparse => {
                 let bytes = entry.size();
                 if bytes > MAX_SPARSE_BYTES {
-                    return Err(broken("is sparse, and larger than 1 TiB".to_string()));
+                    return Err(broken("is sparse, and larger than 64 GiB".to_string()));
                 }
                 Node::File(self.spool.take(&mut entry, bytes, broken)?, bytes)
             }
