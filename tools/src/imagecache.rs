@@ -82,15 +82,16 @@ impl Store {
         json!({ "format": self.format, "bytes": image.len(), "mtime": [image.mtime(), image.mtime_nsec()] })
     }
 
-    /// A new image, nameless until [`Store::commit`]. The caller holds the lock.
-    pub fn create(&self, key: &str) -> Result<Outfile> {
+    /// A new image, without its name until [`Store::commit`].
+    pub fn create(&self) -> Result<Outfile> {
         self.sweep();
-        let path = self.path(key);
+        let path = self.dir.join("new");
         let created = path.to_str().ok_or(io::ErrorKind::InvalidFilename.into()).and_then(Outfile::create_new);
         created.map_err(|e| Fault::host("create", &path, e))
     }
 
-    /// Puts an image in place of the one before, with files that belong to it (suffix, content; `None`: there is none).
+    /// Puts an image in place of the one before, with files that belong to it (suffix, content; `None`: there is none). The
+    /// caller holds the lock.
     pub fn commit(&self, key: &str, image: Outfile, beside: &[(&str, Option<&[u8]>)]) -> Result<()> {
         let path = self.path(key);
         // A host that crashes leaves no marked image without its content.
@@ -99,7 +100,7 @@ impl Store {
         for suffix in ["mark", self.suffix].into_iter().chain(suffixes) {
             remove(&self.beside(key, suffix))?;
         }
-        image.commit().map_err(|e| Fault::host("name", &path, e))?;
+        image.commit_as(&path).map_err(|e| Fault::host("name", &path, e))?;
         for (suffix, content) in beside {
             if let Some(content) = content {
                 self.put(&self.beside(key, suffix), content)?;

@@ -140,6 +140,15 @@ impl Outfile {
         }
     }
 
+    /// [`Outfile::commit`] under another name in the same directory.
+    pub fn commit_as(mut self, name: &Path) -> io::Result<()> {
+        match &mut self.place {
+            Place::Direct => {}
+            Place::Nameless(path) | Place::Temporary(_, path) => *path = name.to_owned(),
+        }
+        self.commit()
+    }
+
     /// [`Outfile::commit`], but what has the name keeps it, and that is a failure.
     pub fn commit_new(mut self) -> io::Result<()> {
         let linked = match &self.place {

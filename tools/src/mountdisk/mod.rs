@@ -3,9 +3,10 @@
 pub mod walk;
 
 use std::fs::{self, Permissions};
+use std::io::Read;
 use std::os::unix::fs::{FileExt, MetadataExt, PermissionsExt};
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Child, Command, Stdio};
 
 use argh::FromArgs;
 use serde_json::json;
@@ -174,6 +175,9 @@ impl Lower<'_> {
             let identity = Identity::of_directory(self.dir, &before.hash);
             let recalled = self.store.recall(identity.slot(), identity.fingerprint());
             let is_new = recalled.is_none();
+            let never_seen = is_new && !self.store.beside(identity.slot(), "seen").exists();
+            // Most likely new: packed while its name is found. A failure shows again when it matters.
+            let mut packing = if never_seen { self.start().ok() } else { None };
             let key = match recalled {
                 Some(key) => key,
                 None => {
@@ -190,7 +194,11 @@ impl Lower<'_> {
                 phases.end("lock");
                 cached = self.is_good(&key);
                 if !cached {
-                    let image = self.pack(&key)?;
+                    let packing = match packing.take() {
+                        Some(packing) => packing,
+                        None => self.start()?,
+                    };
+                    let image = packing.finish()?;
                     phases.end("mksquashfs");
                     let after = walk::fingerprint(self.dir, skip)?;
                     phases.end("walk again");
@@ -221,9 +229,10 @@ impl Lower<'_> {
         fs::File::open(self.store.path(key)).is_ok_and(|file| looks_whole(&file, bytes))
     }
 
-    fn pack(&self, key: &str) -> Result<Outfile> {
+    /// Starts to pack.
+    fn start(&self) -> Result<Packing> {
         let program = find_program(&MKSQUASHFS, self.mksquashfs)?;
-        let image = self.store.create(key)?;
+        let image = self.store.create()?;
         let mut command = Command::new(&program);
         command.arg(self.dir).arg(image.reach()).args(OPTIONS);
         if let Ok(own) = self.store.dir().strip_prefix(self.dir) {
@@ -231,23 +240,52 @@ impl Lower<'_> {
         }
         // It would replace the times of the files.
         command.env_remove("SOURCE_DATE_EPOCH").env("LC_ALL", "C").stdin(Stdio::null()).stdout(Stdio::null());
-        let output = command.stderr(Stdio::piped()).output().map_err(|e| Fault::host("run", &program, e))?;
-        let bytes = image.file().metadata().map_or(0, |found| found.len());
-        let text = String::from_utf8_lossy(&output.stderr);
+        let child = command.stderr(Stdio::piped()).spawn().map_err(|e| Fault::host("run", &program, e))?;
+        Ok(Packing { image: Some(image), child })
+    }
+}
+
+/// mksquashfs at work.
+struct Packing {
+    image: Option<Outfile>,
+    child: Child,
+}
+
+impl Packing {
+    /// Waits for the image, and looks at it.
+    fn finish(mut self) -> Result<Outfile> {
+        let failed = |why: String| Err(Fault::Program(MKSQUASHFS.name, why));
+        let ended = |e| Fault::host("run", MKSQUASHFS.name.as_ref(), e);
+        let mut text = Vec::new();
+        if let Some(mut stderr) = self.child.stderr.take() {
+            stderr.read_to_end(&mut text).map_err(ended)?;
+        }
+        let status = self.child.wait().map_err(ended)?;
+        let text = String::from_utf8_lossy(&text);
         let said: Vec<&str> = text.lines().map(str::trim).filter(|line| !line.is_empty()).take(3).collect();
         let said = said.join("; ");
-        if !output.status.success() {
-            return Err(Fault::Program(MKSQUASHFS.name, format!("{}: {said}", output.status)));
+        if !status.success() {
+            return failed(format!("{status}: {said}"));
         }
         // It leaves out what it cannot read, with status 0.
         if ["annot ", "ailed to", "ould not"].iter().any(|words| said.contains(words)) {
-            return Err(Fault::Program(MKSQUASHFS.name, said));
+            return failed(said);
         }
+        let Some(image) = self.image.take() else { return failed("there is no image".to_string()) };
         let file = fs::File::open(image.reach()).map_err(|e| Fault::host("open", &image.reach(), e))?;
+        let bytes = file.metadata().map_or(0, |found| found.len());
         if !looks_whole(&file, bytes) {
-            return Err(Fault::Program(MKSQUASHFS.name, format!("the image is not whole: {said}")));
+            return failed(format!("the image is not whole: {said}"));
         }
         Ok(image)
+    }
+}
+
+impl Drop for Packing {
+    fn drop(&mut self) {
+        // No use for it any more, or it has ended.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
     }
 }
 
@@ -285,7 +323,6 @@ fn write_upper(path: &Path, bytes: u64) -> Result<PathBuf> {
 
 /// A UUID of version 4 (RFC 9562).
 fn random_uuid() -> std::io::Result<[u8; 16]> {
-    use std::io::Read;
     let mut uuid = [0; 16];
     fs::File::open("/dev/urandom")?.read_exact(&mut uuid)?;
     uuid[6] = (uuid[6] & 0x0f) | 0x40;

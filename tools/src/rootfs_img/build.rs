@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read};
 use std::os::fd::{AsFd, OwnedFd};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use machinen_initramfs::error::{show, show_path};
 use mkext4::{FsBuilder, InodeHandle, Meta, ROOT, SparseSeg, SpecialKind};
@@ -19,16 +19,18 @@ use crate::phases::Phases;
 const WINDOW_BYTES: usize = 256 << 10;
 /// A directory of the tree needs a block or more.
 const DIRECTORY_BYTES: u64 = BLOCK_BYTES;
+/// The directory that every ext4 file system has.
+const LOST_FOUND: &[u8] = b"lost+found";
 /// Seconds that an ext4 inode holds.
 const TIMES: std::ops::RangeInclusive<i64> = -(1 << 31)..=(1 << 34) - (1 << 31) - 1;
 
 /// What bodies are read from.
-#[derive(Debug)]
-pub enum Source {
+#[derive(Clone, Copy, Debug)]
+pub enum Source<'a> {
     /// A tar file.
-    Tar(File),
+    Tar(&'a File),
     /// A directory, and its path for messages.
-    Directory(OwnedFd, PathBuf),
+    Directory(&'a OwnedFd, &'a Path),
 }
 
 /// Everything that makes an image.
@@ -39,7 +41,7 @@ pub struct Input<'a> {
     /// The tree.
     pub tree: &'a Tree,
     /// What it was read from.
-    pub source: &'a Source,
+    pub source: Source<'a>,
     /// Bodies with holes.
     pub spool: &'a File,
 }
@@ -165,6 +167,13 @@ impl Plan<'_> {
         while let Some((dir, handle)) = pending.pop() {
             for (name, id) in tree.names(dir) {
                 let inode = &inodes[id];
+                if dir == tree::ROOT && name == LOST_FOUND {
+                    // The writer makes it itself.
+                    match &inode.node {
+                        Node::Directory(names) if names.is_empty() => continue,
+                        _ => return Err(self.taken(name)),
+                    }
+                }
                 if !matches!(inode.node, Node::Directory(_)) {
                     names.push((id, handle, name));
                     continue;
@@ -235,6 +244,11 @@ impl Plan<'_> {
         })
     }
 
+    fn taken(&self, name: &[u8]) -> Fault {
+        let why = "is where e2fsck puts files, and has some".to_string();
+        Fault::Path(self.input.name.to_string(), show(name), why)
+    }
+
     fn refused(&self, name: &[u8], error: mkext4::Error) -> Fault {
         match limit(error) {
             Fault::Limit(why) => Fault::Path(self.input.name.to_string(), show(name), why),
@@ -255,7 +269,7 @@ fn meta(inode: &Inode) -> Meta {
 
 /// Opens bodies.
 struct Bodies<'a> {
-    source: &'a Source,
+    source: Source<'a>,
     tar: Option<Window<'a>>,
     spool: Window<'a>,
 }

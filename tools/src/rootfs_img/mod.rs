@@ -23,6 +23,7 @@ use crate::args::plain;
 use crate::diagnostic::Diagnostic;
 use crate::fault::{Codes, Fault, Result};
 use crate::imagecache::{Store, hex, is_settled};
+use crate::outfile::Outfile;
 use crate::phases::Phases;
 use crate::program::Tool;
 use crate::{e2fsck, ext4};
@@ -122,24 +123,45 @@ fn image(args: Args) -> Result<String> {
     let store = Store::open("rootfs", "img", FORMAT)?;
     let source = Opened::new(&word, &store)?;
     let named = source.name(&store, &mut phases)?;
+    let builder = Builder { source: &source, store: &store, size, e2fsck: e2fsck.as_deref() };
+    let (key, built) = match &named.key {
+        Some(key) => (key.clone(), None),
+        None if named.known => {
+            let hash = source.hash(|done, total| phases.progress("hashing", done, total))?;
+            phases.end("hash");
+            (hex(&hash), None)
+        }
+        // Never seen, so most likely new: made on one processor while the other one finds its name.
+        None => std::thread::scope(|scope| {
+            let hash = scope.spawn(|| source.hash(|_, _| ()));
+            let built = builder.build(&mut phases);
+            let hash = hash.join().unwrap_or_else(|_| Err(changed(&word)))?;
+            phases.end("hash");
+            Ok((hex(&hash), Some(built?)))
+        })?,
+    };
 
-    let key = &named.key;
-    let mut cached = is_good(&store, key);
-    if !(cached && big_enough(&store, key, size)) {
-        let _lock = store.lock(key)?;
+    let mut cached = is_good(&store, &key);
+    if !(cached && big_enough(&store, &key, size)) {
+        let _lock = store.lock(&key)?;
         phases.end("lock");
-        cached = is_good(&store, key);
-        if cached {
-            // Another builder may have been faster.
-            if let Some(size) = size.filter(|_| !big_enough(&store, key, size)) {
-                store.grow(key, size)?;
-                phases.end("grow");
-            }
-        } else {
-            build(source, &named, &store, size, e2fsck.as_deref(), &mut phases)?;
+        // Another builder may have been faster.
+        cached = is_good(&store, &key);
+        if !cached {
+            let built = match built {
+                Some(built) => built,
+                None => builder.build(&mut phases)?,
+            };
+            source.unchanged(&named, &store)?;
+            store.commit(&key, built.image, &[("config.json", built.config.as_deref())])?;
+            phases.end("commit");
+        } else if let Some(size) = size.filter(|_| !big_enough(&store, &key, size)) {
+            store.grow(&key, size)?;
+            phases.end("grow");
         }
     }
-    if let Some(identity) = named.identity.filter(|_| named.settled && !named.recalled) {
+    let key = &key;
+    if let Some(identity) = named.identity.filter(|_| named.settled && named.key.is_none()) {
         store.remember(identity.slot(), identity.fingerprint(), key);
     }
     let path = store.path(key);
@@ -178,12 +200,14 @@ enum Opened {
 
 /// What the source is called in the cache.
 struct Named {
-    key: String,
+    /// `None` before it is read.
+    key: Option<String>,
     /// What the source was when it got its key; streams have none.
     identity: Option<Identity>,
     /// Whether a further change would show in that.
     settled: bool,
-    recalled: bool,
+    /// Whether there was something in its place before.
+    known: bool,
 }
 
 impl Opened {
@@ -219,7 +243,7 @@ impl Opened {
         let (identity, settled) = match self {
             Opened::Spooled(_, hash) => {
                 phases.end("spool");
-                return Ok(Named { key: hex(hash), identity: None, settled: false, recalled: false });
+                return Ok(Named { key: Some(hex(hash)), identity: None, settled: false, known: true });
             }
             Opened::File(file, name) => {
                 let found = file.metadata().map_err(|e| Fault::host("stat", name.as_ref(), e))?;
@@ -230,29 +254,39 @@ impl Opened {
                 (Identity::of_directory(path, &found.fingerprint), is_settled(found.newest))
             }
         };
-        if let Some(key) = store.recall(identity.slot(), identity.fingerprint()).filter(|_| settled) {
+        let key = store.recall(identity.slot(), identity.fingerprint()).filter(|_| settled);
+        if key.is_some() {
             phases.end("recall");
-            return Ok(Named { key, identity: Some(identity), settled, recalled: true });
         }
-        let hash = match self {
-            Opened::File(file, name) => source::hash(file, name, phases)?,
-            Opened::Spooled(_, hash) => *hash,
-            Opened::Directory(path, found) => directory_hash(path, found)?,
+        let known = store.beside(identity.slot(), "seen").exists();
+        Ok(Named { key, identity: Some(identity), settled, known })
+    }
+
+    /// SHA-256 of the content.
+    fn hash(&self, tick: impl FnMut(u64, u64)) -> Result<[u8; 32]> {
+        match self {
+            Opened::File(file, name) => source::hash(file, name, tick),
+            Opened::Spooled(_, hash) => Ok(*hash),
+            Opened::Directory(path, found) => directory_hash(path, found),
+        }
+    }
+
+    /// Fails unless what was read is what was hashed.
+    fn unchanged(&self, named: &Named, store: &Store) -> Result<()> {
+        let (name, now) = match self {
+            Opened::File(file, name) => (name.clone(), identity(file, name)?),
+            Opened::Directory(path, _) => {
+                let now = directory::read(path, own(store)?)?;
+                (path.display().to_string(), Identity::of_directory(path, &now.fingerprint))
+            }
+            Opened::Spooled(..) => return Ok(()),
         };
-        phases.end("hash");
-        if let Opened::File(file, name) = self {
-            same_file(file, name, &identity)?;
-        }
-        Ok(Named { key: hex(&hash), identity: Some(identity), settled, recalled: false })
+        if named.identity == Some(now) { Ok(()) } else { Err(changed(&name)) }
     }
 }
 
 fn identity(file: &File, name: &str) -> Result<Identity> {
     Identity::of(file).map_err(|e| Fault::host("stat", name.as_ref(), e))
-}
-
-fn same_file(file: &File, name: &str, before: &Identity) -> Result<()> {
-    if identity(file, name)? == *before { Ok(()) } else { Err(changed(name)) }
 }
 
 fn changed(name: &str) -> Fault {
@@ -289,95 +323,78 @@ fn directory_hash(path: &Path, found: &directory::Found) -> Result<[u8; 32]> {
     })
 }
 
-/// Builds, checks and keeps the image. The caller holds the lock.
-fn build(
-    source: Opened,
-    named: &Named,
-    store: &Store,
+/// Everything that an image is made from.
+struct Builder<'a> {
+    source: &'a Opened,
+    store: &'a Store,
     size: Option<u64>,
-    e2fsck: Option<&Path>,
-    phases: &mut Phases,
-) -> Result<()> {
-    let key = &named.key;
-    let mut spool = tar::Spool::new(nameless(store.dir())?);
-    let mut hashed = None;
-    let (mut tree, name, source) = match source {
-        Opened::File(file, name) => {
-            hashed = file.try_clone().ok();
-            read_tar(file, name, store, &mut spool, phases)?
-        }
-        Opened::Spooled(file, _) => read_tar(file, STDIN.to_string(), store, &mut spool, phases)?,
-        Opened::Directory(path, found) => {
-            let name = path.display().to_string();
-            (found.tree, name, Source::Directory(found.fd, path))
-        }
-    };
-    // The writer makes this directory itself.
-    if !tree.remove_empty_directory(b"lost+found") {
-        let why = "is where e2fsck puts files, and has some".to_string();
-        return Err(Fault::Path(name, "lost+found".to_string(), why));
-    }
-    let input = Input { name: &name, tree: &tree, source: &source, spool: spool.file() };
-    let bytes = size.unwrap_or_else(|| ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64));
-    let image = store.create(key)?;
-    input.write(image.file(), bytes, uuid(key), phases)?;
-    let config = input.read(CONFIG, CONFIG_MAX_BYTES)?;
-    // What was read is what was hashed.
-    if let Some(before) = &named.identity {
-        match (&source, &hashed) {
-            (Source::Directory(_, path), _) => {
-                let now = directory::read(path, own(store)?)?;
-                if Identity::of_directory(path, &now.fingerprint) != *before {
-                    return Err(changed(&name));
-                }
-                phases.end("walk again");
+    e2fsck: Option<&'a Path>,
+}
+
+/// An image that has no name yet.
+struct Built {
+    image: Outfile,
+    config: Option<Vec<u8>>,
+}
+
+impl Builder<'_> {
+    /// Builds and checks the image.
+    fn build(&self, phases: &mut Phases) -> Result<Built> {
+        let mut spool = tar::Spool::new(nameless(self.store.dir())?);
+        let parsed;
+        let (tree, name, source) = match self.source {
+            Opened::File(file, name) => {
+                parsed = self.read_tar(file, name, &mut spool, phases)?;
+                (&parsed.0, name.clone(), Source::Tar(&parsed.1))
             }
-            (_, Some(file)) => same_file(file, &name, before)?,
-            _ => {}
-        }
+            Opened::Spooled(file, _) => {
+                parsed = self.read_tar(file, STDIN, &mut spool, phases)?;
+                (&parsed.0, STDIN.to_string(), Source::Tar(&parsed.1))
+            }
+            Opened::Directory(path, found) => {
+                (&found.tree, path.display().to_string(), Source::Directory(&found.fd, path))
+            }
+        };
+        let input = Input { name: &name, tree, source, spool: spool.file() };
+        let least = ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64);
+        let image = self.store.create()?;
+        // Not of the key, which may not be known yet.
+        let uuid = uuid(&digest::digest(tree, |_, _| Ok(()))?);
+        input.write(image.file(), self.size.unwrap_or(least), uuid, phases)?;
+        let config = input.read(CONFIG, CONFIG_MAX_BYTES)?;
+        e2fsck::check(&image.reach(), self.e2fsck)?;
+        phases.end("e2fsck");
+        Ok(Built { image, config })
     }
-    e2fsck::check(&image.reach(), e2fsck)?;
-    phases.end("e2fsck");
-    store.commit(key, image, &[("config.json", config.as_deref())])?;
-    phases.end("commit");
-    Ok(())
+
+    fn read_tar(&self, file: &File, name: &str, spool: &mut tar::Spool, phases: &mut Phases) -> Result<(Tree, File)> {
+        let broken = |e| Fault::host("read", name.as_ref(), e);
+        let mut head = [0; 8];
+        let n = file.read_at(&mut head, 0).map_err(broken)?;
+        let how = source::compression(&head[..n]).map_err(|kind| {
+            Fault::Source(name.to_string(), format!("is compressed by {kind}, which is not supported here"))
+        })?;
+        let file = match how {
+            Some(how) => {
+                let plain = source::decompress(file, how, name, self.store.dir())?;
+                phases.end("decompress");
+                plain
+            }
+            None => file.try_clone().map_err(broken)?,
+        };
+        let found = tar::read(&file, name, spool)?;
+        if found.acls > 0 {
+            phases.warn(&format!("{name}: {} entries have an ACL in words, which is not kept", found.acls));
+        }
+        phases.end("read");
+        Ok((found.tree, file))
+    }
 }
 
-fn read_tar(
-    file: File,
-    name: String,
-    store: &Store,
-    spool: &mut tar::Spool,
-    phases: &mut Phases,
-) -> Result<(Tree, String, Source)> {
-    let mut head = [0; 8];
-    let n = file.read_at(&mut head, 0).map_err(|e| Fault::host("read", name.as_ref(), e))?;
-    let how = source::compression(&head[..n]);
-    let how = how
-        .map_err(|kind| Fault::Source(name.clone(), format!("is compressed by {kind}, which is not supported here")))?;
-    let file = match how {
-        Some(how) => {
-            let plain = source::decompress(&file, how, &name, store.dir())?;
-            phases.end("decompress");
-            plain
-        }
-        None => file,
-    };
-    let found = tar::read(&file, &name, spool)?;
-    if found.acls > 0 {
-        phases.warn(&format!("{name}: {} entries have an ACL in words, which is not kept", found.acls));
-    }
-    phases.end("read");
-    Ok((found.tree, name, Source::Tar(file)))
-}
-
-/// The file system's UUID: the beginning of the key, with the bits that make it one (RFC 9562, version 8).
-fn uuid(key: &str) -> [u8; 16] {
+/// A UUID of a hash: its beginning, with the bits that make it one (RFC 9562, version 8).
+fn uuid(hash: &[u8; 32]) -> [u8; 16] {
     let mut uuid = [0; 16];
-    for (byte, digits) in uuid.iter_mut().zip(key.as_bytes().as_chunks::<2>().0) {
-        let digits = std::str::from_utf8(digits).unwrap_or("00");
-        *byte = u8::from_str_radix(digits, 16).unwrap_or(0);
-    }
+    uuid.copy_from_slice(&hash[..16]);
     uuid[6] = (uuid[6] & 0x0f) | 0x80;
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
     uuid

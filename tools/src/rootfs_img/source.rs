@@ -13,7 +13,6 @@ use sha2::{Digest, Sha256};
 
 use crate::fault::{Fault, Result};
 use crate::imagecache::hex;
-use crate::phases::Phases;
 
 /// One read of a large file.
 const CHUNK_BYTES: usize = 256 << 10;
@@ -85,8 +84,8 @@ fn slot(kind: &str, name: &[u8]) -> String {
     hex(&Sha256::new().chain_update(kind).chain_update(name).finalize())
 }
 
-/// SHA-256 of a whole file.
-pub fn hash(file: &File, name: &str, phases: &mut Phases) -> Result<[u8; 32]> {
+/// SHA-256 of a whole file; `tick` is told how much is done, of how much.
+pub fn hash(file: &File, name: &str, mut tick: impl FnMut(u64, u64)) -> Result<[u8; 32]> {
     let broken = |e: io::Error| Fault::host("read", name.as_ref(), e);
     let total = file.metadata().map_err(broken)?.len();
     let mut hash = Sha256::new();
@@ -98,7 +97,7 @@ pub fn hash(file: &File, name: &str, phases: &mut Phases) -> Result<[u8; 32]> {
             Ok(n) => {
                 hash.update(&chunk[..n]);
                 at += n as u64;
-                phases.progress("hashing", at, total);
+                tick(at, total);
             }
             Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
             Err(e) => return Err(broken(e)),

@@ -155,16 +155,6 @@ impl Tree {
         }
     }
 
-    /// Removes the name of an empty directory in the root; tells whether nothing is there now.
-    pub fn remove_empty_directory(&mut self, name: &[u8]) -> bool {
-        let Some(id) = self.child(ROOT, name) else { return true };
-        let is_empty = matches!(&self.inodes[id].node, Node::Directory(names) if names.is_empty());
-        if is_empty && let Node::Directory(names) = &mut self.inodes[ROOT].node {
-            names.remove(name);
-        }
-        is_empty
-    }
-
     /// The directory that holds the last name of `path`, made with its parents if it is not there, and that name.
     /// `None` for the root.
     fn parent<'p>(&mut self, path: &'p [u8]) -> Result<Option<(Id, &'p [u8])>, Refusal> {
@@ -326,7 +316,5 @@ mod tests {
         assert!(tree.file(b"usr/lib").is_some());
         assert!(tree.add(b"usr/lib/a/c", Meta::default(), file()).is_err());
         tree.directory(b"usr/lib", Meta::default()).expect("a directory for the file");
-        assert!(tree.remove_empty_directory(b"none"));
-        assert!(!tree.remove_empty_directory(b"usr"));
     }
 }
