@@ -13,8 +13,12 @@ use crate::args::plain;
 use crate::assets::find_init;
 use crate::diagnostic::Diagnostic;
 use crate::outfile::Outfile;
+use crate::program::Tool;
 
 const USAGE: &str = "MKINITRAMFS_USAGE";
+
+/// The program.
+pub const TOOL: Tool = Tool { name: "machinen-mkinitramfs", usage: USAGE, output: "MKINITRAMFS_OUTPUT" };
 
 /// The command line; see its help text.
 #[derive(FromArgs, Debug)]
