@@ -1,9 +1,10 @@
-//! The tables in low RAM that a kernel starts with: GDT, page tables, boot parameters, command line, ACPI.
+//! The tables in low RAM that a kernel starts with: GDT, page tables, boot parameters, command line,
+//! ACPI, MP table.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
-use super::{HIGH_RAM_START, acpi};
+use super::{HIGH_RAM_START, acpi, mptable};
 use crate::arch::Boot;
 use crate::error::{Error, Result};
 use crate::ram::{PAGE_BYTES, Ram};
@@ -28,6 +29,8 @@ const CMDLINE: u64 = 0xc000;
 const CMDLINE_BYTES: u32 = 2048;
 const LOW_RAM_E820_END: u64 = 0x9_fc00;
 const ACPI_START: u64 = 0xe_0000;
+/// Where a kernel looks for it in the end.
+const MP_TABLE_START: u32 = 0xf_0000;
 const HIGH_MEMORY: u64 = 0x10_0000;
 
 const E820_RAM: u32 = 1;
@@ -56,6 +59,7 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
     put(pages, identity_map().as_slice());
     put(CMDLINE, boot.cmdline.as_bytes());
     put(ACPI_START, &acpi::tables(ACPI_START));
+    put(MP_TABLE_START.into(), &mptable::table(MP_TABLE_START));
     let last = ram.memory().last_addr().0;
     put(ZERO_PAGE, boot_parameters(boot, last + 1).as_slice());
     Ok(())
@@ -164,7 +168,8 @@ mod tests {
     const _: () = assert!(CMDLINE + (CMDLINE_BYTES as u64) <= LOW_RAM_E820_END);
 
     #[test]
-    fn the_acpi_tables_end_below_1_mib() {
-        assert!(acpi::tables(ACPI_START).len() as u64 <= HIGH_MEMORY - ACPI_START);
+    fn acpi_and_mp_tables_have_room() {
+        assert!(ACPI_START + acpi::tables(ACPI_START).len() as u64 <= u64::from(MP_TABLE_START));
+        assert!(u64::from(MP_TABLE_START) + mptable::table(MP_TABLE_START).len() as u64 <= HIGH_MEMORY);
     }
 }
