@@ -4,6 +4,8 @@
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
 //! - [`assets`]: where the programs that a guest needs are found.
+//! - [`outdir`]: the same for a directory.
+//! - [`kernel`]: the work of `machinen-kernel`.
 //! - [`mkinitramfs`]: the work of `machinen-mkinitramfs`.
 
 #![forbid(unsafe_code)]
@@ -11,5 +13,7 @@
 pub mod args;
 pub mod assets;
 pub mod diagnostic;
+pub mod kernel;
 pub mod mkinitramfs;
+pub mod outdir;
 pub mod outfile;

@@ -55,6 +55,9 @@ pub struct Args {
     /// kernel module for /init to load; repeatable, loaded in this order
     #[argh(option)]
     pub module: Vec<String>,
+    /// directory of machinen-kernel modules --out: all modules in it, before those of --module
+    #[argh(option)]
+    pub modules: Option<String>,
     /// keep the owners of files that come from a directory
     #[argh(switch)]
     pub keep_owners: bool,
@@ -177,6 +180,11 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
     let env = env.collect::<Result<_, _>>()?;
     let cwd = args.cwd.map(plain);
     let config = Config::of_parts(words, env, cwd, "flags").map_err(|e| diagnostic(e).usage())?;
+    let mut modules = match args.modules.map(plain) {
+        Some(dir) => crate::kernel::modules::packed(dir.as_ref())?,
+        None => Vec::new(),
+    };
+    modules.extend(args.module.into_iter().map(|path| plain(path).into()));
     let excludes = args.exclude.into_iter().map(plain).collect::<Vec<_>>();
     Ok(Spec {
         layout,
@@ -184,7 +192,7 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
         config_file: args.config.map(|path| plain(path).into()),
         config,
         excludes: Some(excludes).filter(|list| !list.is_empty()),
-        modules: args.module.into_iter().map(|path| plain(path).into()).collect(),
+        modules,
         keep_owners: args.keep_owners,
         epoch: epoch()?,
         output: None,
