@@ -21,7 +21,7 @@ no_std := guest-init
 # The monitor has no arm64 part yet, and these depend on it or on its lab.
 not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-benches --exclude machinen-tests
 
-.PHONY: help demo test check lint bench rootfs lab deps build clean
+.PHONY: help demo test check lint bench kernel rootfs lab deps build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -29,7 +29,7 @@ help: ## show this
 demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh machine on
 	@fixtures/demo $(out) $(assets)
 
-test: deps lab rootfs build ## all tests, Linux guests included (in the lab where the host cannot run them)
+test: deps lab rootfs kernel build ## all tests, Linux guests included (in the lab where the host cannot run them)
 	@$(out)/machinen-test $(TEST_ARGS)
 
 check: lint ## format, lints, unit tests
@@ -43,6 +43,9 @@ lint: deps ## format and lints for both architectures
 
 bench: deps build ## every figure beside what it is compared with, also in target/bench/report.json
 	@cargo bench --quiet -p machinen-benches --bench '*' --target $(target)
+
+kernel: deps ## the tuned guest kernel, cached; ARCH=name as in uname -m
+	@fixtures/kernel/build $(or $(ARCH),$(arch))
 
 rootfs: deps ## the root file system for test guests, cached
 	@fixtures/lab/rootfs $(debian_arch)

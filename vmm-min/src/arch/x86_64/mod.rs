@@ -41,7 +41,7 @@ pub const ELF_MACHINE: u16 = 62;
 /// Interrupt line of the UART.
 pub const UART_IRQ: usize = 4;
 /// Words of the kernel command line that every guest gets first.
-pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1";
+pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 cryptomgr.notests";
 
 const LOW_RAM_END: u64 = 0xc000_0000;
 const HIGH_RAM_START: u64 = 0x1_0000_0000;
