@@ -44,7 +44,7 @@ pub const ELF_MACHINE: u16 = 62;
 /// Interrupt line of the UART.
 pub const UART_IRQ: usize = 4;
 /// Words of the kernel command line that every guest gets first.
-pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1";
+pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 cryptomgr.notests";
 
 /// First address of the virtio devices' registers.
 pub const VIRTIO_START: u64 = 0xd000_0000;
