@@ -54,6 +54,19 @@ impl E2fs {
         run.limit(Duration::from_secs(60))
     }
 
+    /// A script that runs e2fsck, for programs that look for one.
+    ///
+    /// # Panics
+    /// When it cannot be written.
+    #[must_use]
+    pub fn e2fsck(&self) -> PathBuf {
+        let script = self.0.path("e2fsck.sh");
+        let [loader, libraries, program] = [LOADER, "", "e2fsck"].map(|name| self.0.path(name).display().to_string());
+        fs::write(&script, format!("#!/bin/sh\nexec {loader} --library-path {libraries} {program} \"$@\"\n")).unwrap();
+        fs::set_permissions(&script, fs::Permissions::from_mode(0o755)).unwrap();
+        script
+    }
+
     /// Makes an image of the files in `tree`, of `mib`.
     ///
     /// # Panics

@@ -78,3 +78,28 @@ pub fn pidfd(child: &Child) -> io::Result<OwnedFd> {
         _ => Err(io::Error::last_os_error()),
     }
 }
+
+/// The parts of `file` that are not holes: offset and length. Source: lseek(2), SEEK_DATA.
+///
+/// # Errors
+/// When the file system cannot tell.
+pub fn data_extents(file: &std::fs::File) -> io::Result<Vec<(u64, u64)>> {
+    use std::os::fd::AsRawFd;
+    let seek = |at: libc::off_t, whence| {
+        // SAFETY: lseek takes and returns integers.
+        match unsafe { libc::lseek(file.as_raw_fd(), at, whence) } {
+            -1 => match io::Error::last_os_error() {
+                error if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+                error => Err(error),
+            },
+            place => Ok(Some(place)),
+        }
+    };
+    let mut extents = Vec::new();
+    let mut at = 0;
+    while let Some(start) = seek(at, libc::SEEK_DATA)? {
+        at = seek(start, libc::SEEK_HOLE)?.unwrap_or(start);
+        extents.push((start.unsigned_abs(), (at - start).unsigned_abs()));
+    }
+    Ok(extents)
+}

@@ -1,0 +1,95 @@
+//! A Debian root disk from its tar file, on the stock and on the tuned kernel.
+
+#![forbid(unsafe_code)]
+
+use std::fs::File;
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use machinen_tests::e2fs::E2fs;
+use machinen_tests::guest::{Scratch, monitor};
+use machinen_tests::{Finished, Run, asset, bin, sys};
+
+/// Copies thousands of files, looks whether they are the same as before and after all has been read from the disk again.
+const SCRIPT: &str = r#"
+set -e
+mkdir /root/tree
+cp -a /usr/share /usr/bin /usr/lib/python3* /var/lib /root/tree/
+cd /root/tree
+find . -type f -print0 | sort -z | xargs -0 sha256sum >/root/sums
+sync
+echo 3 >/proc/sys/vm/drop_caches
+sha256sum --quiet -c /root/sums
+diff -r --no-dereference /usr/share share
+diff -r --no-dereference /usr/bin bin
+wc -l </root/sums
+dpkg --verify coreutils
+cat /etc/debian_version
+"#;
+
+/// An image in a cache of the test's own, made by `machinen-rootfs-img`.
+fn image(scratch: &Scratch, e2fs: &E2fs) -> PathBuf {
+    let run = Run::new(bin("machinen-rootfs-img")).env("MACHINEN_CACHE_DIR", scratch.path("cache"));
+    let run = run.env("MACHINEN_E2FSCK", e2fs.e2fsck()).limit(Duration::from_secs(100));
+    let made = run.arg(asset("rootfs-debian-amd64.tar")).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    String::from_utf8(made.stdout).unwrap().trim_end().into()
+}
+
+/// Boots the image, with `:rw` or nothing after its path, and runs the script in it.
+fn run_in(scratch: &Scratch, kernel: &str, modules: &[&str], disk: &str) -> Finished {
+    let initrd = scratch.path("initrd");
+    let mut make = Run::new(bin("machinen-mkinitramfs")).arg("minimal").arg(&initrd);
+    make = make.args(["--root", "/dev/vda", "--env", &format!("S={SCRIPT}"), "--cmd", "sh -c 'eval \"$S\"'"]);
+    for name in modules {
+        make = make.arg("--module").arg(asset(&format!("modules/{name}.ko")));
+    }
+    let made = make.finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    monitor(&asset(kernel), &initrd).args(["-m", "512", "--root-disk", disk]).finish()
+}
+
+/// Everything in a file that is not a hole.
+fn content(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    let file = File::open(path).unwrap();
+    let extents = sys::data_extents(&file).unwrap();
+    let read = |(at, bytes): &(u64, u64)| {
+        let mut content = vec![0; usize::try_from(*bytes).unwrap()];
+        file.read_exact_at(&mut content, *at).unwrap();
+        (*at, content)
+    };
+    extents.iter().map(read).collect()
+}
+
+fn assert_ran(finished: &Finished) {
+    let printed = finished.printed();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!((finished.code(), lines.len()), (0, 2), "{printed}");
+    assert!(lines[0].parse::<u32>().unwrap() > 2000, "files: {printed}");
+    assert!(lines[1].starts_with("12"), "Debian's version: {printed}");
+}
+
+/// The image as base of a layer, then itself, on one kernel.
+fn a_debian_root_disk_works(kernel: &str, modules: &[&str]) {
+    let (scratch, e2fs) = (Scratch::new(), E2fs::new());
+    let image = image(&scratch, &e2fs);
+    let before = content(&image);
+    let disk = image.display().to_string();
+    assert_ran(&run_in(&scratch, kernel, modules, &disk));
+    assert!(content(&image) == before, "the base image has changed");
+    drop(before);
+    // The same in place, for the state of the file system afterwards.
+    assert_ran(&run_in(&scratch, kernel, modules, &format!("{disk}:rw")));
+    e2fs.expect_clean(&image);
+}
+
+#[test]
+fn a_debian_root_disk_works_on_the_stock_kernel() {
+    a_debian_root_disk_works("vmlinux", &["virtio_mmio", "virtio_blk"]);
+}
+
+#[test]
+fn a_debian_root_disk_works_on_the_tuned_kernel() {
+    a_debian_root_disk_works("vmlinux-tuned", &[]);
+}
