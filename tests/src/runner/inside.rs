@@ -19,7 +19,8 @@ const BIN_DIR: &str = "/tmp/lab/bin";
 const ASSETS: &str = "/tmp/lab/assets";
 
 /// The programs and assets that tests may ask for; those that exist are brought in.
-const BINS: &[&str] = &["vmm-min", "machinen-mkinitramfs", "init", "machinen-probe"];
+const BINS: &[&str] =
+    &["vmm-min", "machinen-mkinitramfs", "machinen-rootfs-img", "machinen-mountdisk", "init", "machinen-probe"];
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", ROOTFS];
 
