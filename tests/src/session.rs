@@ -71,7 +71,15 @@ impl Session {
     /// # Panics
     /// When it ends or prints nothing more before that.
     pub fn expect(&mut self, text: &str) {
-        let deadline = Instant::now() + LIMIT;
+        self.expect_within(LIMIT, text);
+    }
+
+    /// The same with a limit of its own, for what takes long.
+    ///
+    /// # Panics
+    /// As [`Session::expect`].
+    pub fn expect_within(&mut self, limit: Duration, text: &str) {
+        let deadline = Instant::now() + limit;
         loop {
             let new = &self.printed[self.read..];
             if let Some(at) = new.windows(text.len()).position(|window| window == text.as_bytes()) {

@@ -5,6 +5,7 @@
 use std::ffi::OsStr;
 use std::fs;
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::{UnixDatagram, UnixListener};
 
 use machinen_fixtures::guests::hello;
 use machinen_tests::monitor::{Kernel, LIMIT, Scratch, assert_refused, vmm_min};
@@ -102,9 +103,22 @@ fn unknown_flags_and_missing_values_are_refused() {
 fn arguments_and_variables_are_text() {
     let bad = OsStr::from_bytes(b"\xff/k");
     assert_refused(&vmm_min().arg("--kernel").arg(bad).finish(), "USAGE");
-    for name in
-        ["KERNEL", "INITRD", "CMDLINE", "MEMORY", "TTY", "BOOT_TEST", "ROOTDISK", "DISK", "STATS_FILE", "DTB", "CTL"]
-    {
+    for name in [
+        "KERNEL",
+        "INITRD",
+        "CMDLINE",
+        "MEMORY",
+        "TTY",
+        "BOOT_TEST",
+        "ROOTDISK",
+        "DISK",
+        "STATS_FILE",
+        "NET_SOCKET",
+        "NET_MAC",
+        "NET_MTU",
+        "DTB",
+        "CTL",
+    ] {
         let name = format!("MACHINEN_{name}");
         let run = vmm_min().env("MACHINEN_KERNEL", "k").env(&name, bad).finish();
         assert_refused(&run, "ENV_INVALID");
@@ -114,7 +128,7 @@ fn arguments_and_variables_are_text() {
 
 #[test]
 fn variables_that_would_be_ignored_are_refused() {
-    let names = ["DTB", "VSOCK", "NET_SOCKET", "TRACE", "CTL"];
+    let names = ["DTB", "VSOCK", "TRACE", "CTL"];
     for name in names.map(|name| format!("MACHINEN_{name}")) {
         let run = vmm_min().args(["--kernel", "k"]).env(&name, "x").finish();
         assert_refused(&run, "NOT_SUPPORTED");
@@ -126,6 +140,33 @@ fn variables_that_would_be_ignored_are_refused() {
     for name in ["MACHINEN_TTY", "MACHINEN_BOOT_TEST"] {
         assert_refused(&vmm_min().args(["--kernel", "k"]).env(name, "maybe").finish(), "ENV_INVALID");
     }
+}
+
+#[test]
+fn a_network_socket_has_somebody_at_its_other_end() {
+    let kernel = Kernel::new(hello());
+    let scratch = Scratch::new("bad-input");
+    fs::write(scratch.file("file"), "").unwrap();
+    drop(UnixListener::bind(scratch.file("dead")).unwrap());
+    let _datagram = UnixDatagram::bind(scratch.file("datagram")).unwrap();
+    let long = "l".repeat(200);
+    for (name, code) in [
+        ("missing", "NET_SOCKET_MISSING"),
+        (&long, "NET_SOCKET_MISSING"),
+        ("file", "NET_SOCKET_INVALID"),
+        ("datagram", "NET_SOCKET_INVALID"),
+        ("dead", "NET_SOCKET_REFUSED"),
+        ("file/below", "NET_SOCKET_FAILED"),
+    ] {
+        let run = kernel.run().arg("--net-socket").arg(scratch.file(name)).finish();
+        assert_refused(&run, code);
+        assert_says(&run, name);
+    }
+    assert_refused(&kernel.run().args(["--net-socket", "fd:99"]).finish(), "NET_SOCKET_INVALID");
+    let shell = |script: &str| Run::new("sh").args(["-c", script]).arg(bin("vmm-min")).arg(kernel.path()).finish();
+    assert_refused(&shell("\"$0\" --kernel \"$1\" --net-socket fd:3 3</dev/null"), "NET_SOCKET_INVALID");
+    refused(&["--kernel", "k", "--net-socket", "s", "--net-mac", "03:00:00:00:00:01"], "NET_INVALID");
+    refused(&["--kernel", "k", "--net-mtu", "1500"], "NET_INVALID");
 }
 
 #[test]

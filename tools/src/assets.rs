@@ -35,6 +35,9 @@ pub const E2FSCK: Program =
 pub const MKSQUASHFS: Program =
     Program { name: "mksquashfs", variable: "MACHINEN_MKSQUASHFS", flag: "--mksquashfs", package: "squashfs-tools" };
 
+/// A network without privilege.
+pub const PASST: Program = Program { name: "passt", variable: "MACHINEN_PASST", flag: "--passt", package: "passt" };
+
 /// Where system administrators' programs are, though an ordinary user's PATH may not say so.
 const SYSTEM: [&str; 2] = ["/usr/sbin", "/sbin"];
 

@@ -9,7 +9,7 @@
 //! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
-//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`]: the work of the programs of these names.
+//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
 
 #![forbid(unsafe_code)]
 
@@ -23,6 +23,7 @@ pub mod imagecache;
 pub mod kernel;
 pub mod mkinitramfs;
 pub mod mountdisk;
+pub mod net;
 pub mod outdir;
 pub mod outfile;
 pub mod phases;

@@ -1,7 +1,10 @@
 //! What the user asked for: flags over `MACHINEN_*` variables over defaults.
 
+mod net;
+
 use argh::FromArgs;
 
+pub use self::net::{NetConfig, NetSocket};
 use crate::arch;
 use crate::disk::Access;
 use crate::error::{Error, Result};
@@ -16,7 +19,7 @@ const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
 /// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 5] = ["MACHINEN_DTB", "MACHINEN_VSOCK", "MACHINEN_NET_SOCKET", "MACHINEN_TRACE", "MACHINEN_CTL"];
+const NOT_YET: [&str; 4] = ["MACHINEN_DTB", "MACHINEN_VSOCK", "MACHINEN_TRACE", "MACHINEN_CTL"];
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
@@ -47,6 +50,16 @@ struct Args {
     /// file that shows how many bytes the guest has given back, see docs/architecture.md [MACHINEN_STATS_FILE]
     #[argh(option, arg_name = "file")]
     stats_file: Option<String>,
+    /// network interface over this Unix stream socket, or fd:N for an inherited one; machinen-net starts what is at its other
+    /// end [MACHINEN_NET_SOCKET]
+    #[argh(option, arg_name = "path")]
+    net_socket: Option<String>,
+    /// its hardware address; default: one that is random [MACHINEN_NET_MAC]
+    #[argh(option, arg_name = "mac")]
+    net_mac: Option<String>,
+    /// largest packet that the socket's peer takes; default: as the guest has it, 1500 [MACHINEN_NET_MTU]
+    #[argh(option, arg_name = "bytes")]
+    net_mtu: Option<String>,
     /// the console is a terminal session even when stdin and stdout are not terminals [MACHINEN_TTY]
     #[argh(switch)]
     tty: bool,
@@ -82,6 +95,8 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// Path of the file for [`crate::stats::Stats`].
     pub stats_file: Option<String>,
+    /// The network interface.
+    pub net: Option<NetConfig>,
     /// The console is a terminal session.
     pub tty: bool,
     /// End at the first output byte.
@@ -136,7 +151,7 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<std::ffi::OsString>;
 
 /// Reads arguments (without the program's name) and variables. No side effects.
 ///
-/// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`.
+/// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`, `DISK_INVALID`, `NET_INVALID`.
 pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let arguments: Vec<&str> = arguments.iter().flat_map(|argument| usual_forms(argument)).collect();
     let args = match Args::from_args(&["vmm-min"], &arguments) {
@@ -164,6 +179,11 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let disks = list(args.disk, env, "MACHINEN_DISK")?;
     let disks = disks.iter().map(|disk| DiskConfig::parse(disk)).collect::<Result<Vec<_>>>()?;
     let stats_file = args.stats_file.map_or_else(|| text(env, "MACHINEN_STATS_FILE"), |file| Ok(Some(file)))?;
+    let of = |flag: Option<String>, name| flag.map_or_else(|| text(env, name), |value| Ok(Some(value)));
+    let net_socket = of(args.net_socket, "MACHINEN_NET_SOCKET")?;
+    let net_mac = of(args.net_mac, "MACHINEN_NET_MAC")?;
+    let net_mtu = of(args.net_mtu, "MACHINEN_NET_MTU")?;
+    let net = NetConfig::parse(net_socket.as_deref(), net_mac.as_deref(), net_mtu.as_deref())?;
     let memory_mib = memory.as_deref().map_or_else(default_memory_mib, memory_mib)?;
     if args.print_env {
         let switch = |on: bool| on.then(|| "1".to_string());
@@ -176,6 +196,9 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("ROOTDISK", root_disk.as_ref().map(DiskConfig::to_text)),
             ("DISK", joined(disks.iter().map(DiskConfig::to_text))),
             ("STATS_FILE", stats_file),
+            ("NET_SOCKET", net.as_ref().map(NetConfig::socket_to_text)),
+            ("NET_MAC", net.as_ref().and_then(NetConfig::mac_to_text)),
+            ("NET_MTU", net.as_ref().and_then(NetConfig::mtu_to_text)),
             ("TTY", switch(tty)),
             ("BOOT_TEST", switch(boot_test)),
         ];
@@ -192,7 +215,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         let message = format!("{} disks: at most {MOST_DISKS} and the root disk are possible", disks.len());
         return Err(Error::usage("DISK_INVALID", message, ""));
     }
-    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, root_disk, disks, stats_file, tty, boot_test }))
+    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, root_disk, disks, stats_file, net, tty, boot_test }))
 }
 
 /// What people type and argh does not know: `-h`, and `--name=value` in one word.
@@ -277,7 +300,7 @@ fn quote(value: &str) -> String {
 mod tests {
     use super::*;
 
-    fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Request> {
+    pub(super) fn parse_with(arguments: &[&str], variables: &[(&str, &str)]) -> Result<Request> {
         let arguments: Vec<String> = arguments.iter().map(ToString::to_string).collect();
         let variables: Vec<(String, String)> =
             variables.iter().map(|(name, value)| (name.to_string(), value.to_string())).collect();
@@ -286,14 +309,14 @@ mod tests {
         })
     }
 
-    fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Config {
+    pub(super) fn config(arguments: &[&str], variables: &[(&str, &str)]) -> Config {
         match parse_with(arguments, variables).expect("valid") {
             Request::Run(config) => config,
             Request::Print(text) => panic!("printed {text}"),
         }
     }
 
-    fn code(arguments: &[&str], variables: &[(&str, &str)]) -> &'static str {
+    pub(super) fn code(arguments: &[&str], variables: &[(&str, &str)]) -> &'static str {
         parse_with(arguments, variables).expect_err("refused").code()
     }
 

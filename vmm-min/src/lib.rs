@@ -11,6 +11,7 @@
 //! | [`device`] | registers (pure) and the host's side of them |
 //! | [`virtio`] | queues, transport, and the devices behind it |
 //! | [`stats`] | what a VM tells about its memory |
+//! | [`socket`] | Unix sockets, wherever they come from |
 //! | [`disk`] | images and copy-on-write layers |
 //! | [`kick`], [`terminal`], [`sys`] | signals, terminal modes, system calls |
 //! | [`ram`], [`heap`] | guest memory; the monitor's own |
@@ -45,6 +46,8 @@ pub mod kick;
 #[forbid(unsafe_code)]
 pub mod machine;
 pub mod ram;
+#[forbid(unsafe_code)]
+pub mod socket;
 #[forbid(unsafe_code)]
 pub mod stats;
 pub mod sys;

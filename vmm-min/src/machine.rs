@@ -21,6 +21,7 @@ use crate::terminal::Terminal;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
+use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 
 /// No kernel file is larger.
@@ -104,6 +105,9 @@ fn devices(config: &Config) -> Result<Vec<Device>> {
     }
     devices.push(Device::Balloon(Balloon::new(Stats::open(config.stats_file.as_deref())?)));
     devices.push(Device::Rng(Rng::default()));
+    if let Some(net) = &config.net {
+        devices.push(Device::Net(Net::open(net)?));
+    }
     Ok(devices)
 }
 

@@ -147,9 +147,23 @@ impl Ram {
     ///
     /// Errors: of recvmsg (`WouldBlock`), and `InvalidInput` for a piece that is not RAM.
     pub fn receive(&self, fd: BorrowedFd<'_>, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
-        let list = IoVecs::new(self, pieces)?;
+        self.receive_and(fd, pieces, &mut [])
+    }
+
+    /// The same with what comes after `pieces` in `after`, memory of the monitor's.
+    pub fn receive_and(
+        &self,
+        fd: BorrowedFd<'_>,
+        mut pieces: impl Iterator<Item = Buffer>,
+        after: &mut [u8],
+    ) -> io::Result<u64> {
+        let mut list = IoVecs::new(self, pieces.by_ref().take(MOST_BUFFERS))?;
+        // Only behind all of them, which are not always as many as fit.
+        if pieces.next().is_none() {
+            list.push(after.as_mut_ptr(), after.len());
+        }
         let mut message = list.message();
-        // SAFETY: the message names only the list, which describes guest RAM as for read_file.
+        // SAFETY: the message names only the list, which describes guest RAM as for read_file, and the live `after`.
         count(|| unsafe { libc::recvmsg(fd.as_raw_fd(), &raw mut message, libc::MSG_DONTWAIT) })
     }
 
@@ -157,9 +171,16 @@ impl Ram {
     ///
     /// Errors: of sendmsg (`WouldBlock`), and `InvalidInput` for a piece that is not RAM.
     pub fn send(&self, fd: BorrowedFd<'_>, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
-        let list = IoVecs::new(self, pieces)?;
+        self.send_and(fd, &[], pieces)
+    }
+
+    /// The same with `before`, memory of the monitor's, in front of `pieces`.
+    pub fn send_and(&self, fd: BorrowedFd<'_>, before: &[u8], pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let mut list = IoVecs::EMPTY;
+        list.push(before.as_ptr().cast_mut(), before.len());
+        list.push_pieces(self, pieces.take(MOST_BUFFERS))?;
         let message = list.message();
-        // SAFETY: as for receive; the call only reads the memory.
+        // SAFETY: as for receive_and; the call only reads the memory.
         count(|| unsafe { libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_DONTWAIT | libc::MSG_NOSIGNAL) })
     }
 
@@ -248,24 +269,38 @@ impl Ram {
     }
 }
 
-/// Pieces of guest RAM as the host's vectored calls want them.
+/// Pieces of guest RAM, and one of the monitor's memory, as the host's vectored calls want them.
 struct IoVecs {
-    list: [libc::iovec; MOST_BUFFERS],
+    list: [libc::iovec; MOST_BUFFERS + 1],
     count: usize,
 }
 
 impl IoVecs {
+    const EMPTY: IoVecs =
+        IoVecs { list: [libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 }; MOST_BUFFERS + 1], count: 0 };
+
     /// As many of `pieces` as fit, which is all of a chain.
     fn new(ram: &Ram, pieces: impl Iterator<Item = Buffer>) -> io::Result<IoVecs> {
-        const NONE: libc::iovec = libc::iovec { iov_base: std::ptr::null_mut(), iov_len: 0 };
-        let mut vecs = IoVecs { list: [NONE; MOST_BUFFERS], count: 0 };
-        for (slot, piece) in vecs.list.iter_mut().zip(pieces) {
+        let mut vecs = IoVecs::EMPTY;
+        vecs.push_pieces(ram, pieces)?;
+        Ok(vecs)
+    }
+
+    fn push_pieces(&mut self, ram: &Ram, pieces: impl Iterator<Item = Buffer>) -> io::Result<()> {
+        for piece in pieces.take(self.list.len() - self.count) {
             let slice = ram.memory.get_slice(piece.at, piece.bytes as usize);
             let slice = slice.map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))?;
-            *slot = libc::iovec { iov_base: slice.ptr_guard_mut().as_ptr().cast(), iov_len: slice.len() };
-            vecs.count += 1;
+            self.push(slice.ptr_guard_mut().as_ptr(), slice.len());
         }
-        Ok(vecs)
+        Ok(())
+    }
+
+    /// Adds a piece, where there is room and something in it.
+    fn push(&mut self, start: *mut u8, bytes: usize) {
+        if let Some(slot) = self.list.get_mut(self.count).filter(|_| bytes > 0) {
+            *slot = libc::iovec { iov_base: start.cast(), iov_len: bytes };
+            self.count += 1;
+        }
     }
 
     fn as_ptr(&self) -> *const libc::iovec {

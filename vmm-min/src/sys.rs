@@ -6,6 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 /// Turns the C convention (-1 and errno) into a result.
@@ -203,4 +204,48 @@ pub fn random(bytes: &mut [u8]) -> io::Result<usize> {
     // SAFETY: the pointer and the length describe the live, writable buffer.
     let count = unsafe { libc::syscall(libc::SYS_getrandom, bytes.as_mut_ptr(), bytes.len(), 0) };
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Opens the place `path` itself, whatever is there, to be reached as /proc/self/fd/N. Not by std: there O_PATH is lost with
+/// musl, for which it is part of O_ACCMODE.
+pub fn open_place(path: &Path) -> io::Result<OwnedFd> {
+    let path = CString::new(path.as_os_str().as_bytes())?;
+    // SAFETY: the path is a live, terminated string; open has no other requirement.
+    let fd = check(unsafe { libc::open(path.as_ptr(), libc::O_PATH | libc::O_CLOEXEC) })?;
+    // SAFETY: open just returned this descriptor and nothing else owns it.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// A connected Unix stream socket that the parent left open under `number`. It is not handed on to other programs.
+///
+/// Errors: EBADF, ENOTSOCK, EPROTOTYPE for another type of socket, ENOTCONN.
+pub fn inherited_stream(number: RawFd) -> io::Result<UnixStream> {
+    let mut kind: libc::c_int = 0;
+    let mut bytes = libc::socklen_t::try_from(size_of_val(&kind)).unwrap_or(0);
+    // SAFETY: the pointers and the length describe one live integer, which is all that is written.
+    check(unsafe {
+        libc::getsockopt(number, libc::SOL_SOCKET, libc::SO_TYPE, (&raw mut kind).cast(), &raw mut bytes)
+    })?;
+    if kind != libc::SOCK_STREAM {
+        return Err(io::Error::from_raw_os_error(libc::EPROTOTYPE));
+    }
+    // SAFETY: fcntl with this command takes and returns integers.
+    check(unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) })?;
+    // SAFETY: it is an open socket, and none that this program has made: it is opened before any other.
+    let stream = unsafe { UnixStream::from_raw_fd(number) };
+    stream.peer_addr()?;
+    Ok(stream)
+}
+
+/// Has this process look at the host's descriptors once more: SIGIO, to itself.
+pub fn wake_self() {
+    // SAFETY: both calls take integers.
+    unsafe { libc::kill(libc::getpid(), libc::SIGIO) };
+}
+
+/// SIGIO does not end this process, as it would where nothing has blocked it.
+#[cfg(any(test, feature = "testing"))]
+pub fn ignore_sigio() {
+    // SAFETY: to ignore a signal runs no handler.
+    unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
 }

@@ -19,10 +19,31 @@ const BIN_DIR: &str = "/tmp/lab/bin";
 const ASSETS: &str = "/tmp/lab/assets";
 
 /// The programs and assets that tests may ask for; those that exist are brought in.
-const BINS: &[&str] =
-    &["vmm-min", "machinen-mkinitramfs", "machinen-rootfs-img", "machinen-mountdisk", "init", "machinen-probe"];
+const BINS: &[&str] = &[
+    "vmm-min",
+    "init",
+    "machinen-mkinitramfs",
+    "machinen-rootfs-img",
+    "machinen-mountdisk",
+    "machinen-net",
+    "machinen-probe",
+    "machinen-traffic",
+];
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", ROOTFS];
+
+/// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the runner
+/// gets one over it, with the same files.
+const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; exec chroot . \"$@\"";
+
+/// What is not static, with what it is linked to: file of the host, and of the lab.
+const DYNAMIC: [(&str, &str); 4] = [
+    ("/usr/bin/passt", "/bin/passt"),
+    // The same for processors with AVX2, started by the former.
+    ("/usr/bin/passt.avx2", "/bin/passt.avx2"),
+    ("/lib64/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2"),
+    ("/lib/x86_64-linux-gnu/libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6"),
+];
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -71,7 +92,7 @@ fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
 
 /// The lab's job, and the file on the host that holds its plan.
 fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -> Result<(Job, PathBuf), String> {
-    let mut job = Job::new([RUNNER, "--inside", PLAN]);
+    let mut job = Job::new(["sh", "-ec", MOVE_ROOT, "sh", RUNNER, "--inside", PLAN]);
     job.memory_mib = MEMORY_MIB;
     // Each test has its own limit inside; this one is for a lab that hangs.
     job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
@@ -92,6 +113,11 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
     for (names, from, to) in [(BINS, setting.bin_dir, BIN_DIR), (SHARED_ASSETS, setting.assets, ASSETS)] {
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
+    }
+    for (from, to) in DYNAMIC.iter().filter(|(from, _)| Path::new(from).exists()) {
+        // By what it leads to: a link would not be a file there.
+        let from = fs::canonicalize(from).map_err(|error| format!("cannot find {from}: {error}"))?;
+        job.files.push((from, to.into()));
     }
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
     let text =

@@ -2,11 +2,13 @@
 
 use super::balloon::Balloon;
 use super::blk::Blk;
+use super::net::{self, Net};
 use super::rng::Rng;
 use super::{Backend, Event, Fault, Io};
 
 /// A device of any kind.
 #[derive(Debug)]
+#[expect(clippy::large_enum_variant, reason = "there is a handful of them, and each is reached directly")]
 pub enum Device {
     /// A disk.
     Blk(Blk),
@@ -14,6 +16,8 @@ pub enum Device {
     Balloon(Balloon),
     /// Entropy.
     Rng(Rng),
+    /// A network interface.
+    Net(Net),
 }
 
 /// The state of a device of any kind.
@@ -23,6 +27,8 @@ pub enum State {
     None,
     /// Of [`Balloon`].
     Balloon(u64),
+    /// Of [`Net`].
+    Net(net::State),
 }
 
 impl Backend for Device {
@@ -33,6 +39,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.kind(),
             Device::Balloon(balloon) => balloon.kind(),
             Device::Rng(rng) => rng.kind(),
+            Device::Net(net) => net.kind(),
         }
     }
 
@@ -41,6 +48,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.queues(),
             Device::Balloon(balloon) => balloon.queues(),
             Device::Rng(rng) => rng.queues(),
+            Device::Net(net) => net.queues(),
         }
     }
 
@@ -49,6 +57,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.features(),
             Device::Balloon(balloon) => balloon.features(),
             Device::Rng(rng) => rng.features(),
+            Device::Net(net) => net.features(),
         }
     }
 
@@ -57,6 +66,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.config(offset, bytes),
             Device::Balloon(balloon) => balloon.config(offset, bytes),
             Device::Rng(rng) => rng.config(offset, bytes),
+            Device::Net(net) => net.config(offset, bytes),
         }
     }
 
@@ -65,6 +75,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.set_config(offset, bytes),
             Device::Balloon(balloon) => balloon.set_config(offset, bytes),
             Device::Rng(rng) => rng.set_config(offset, bytes),
+            Device::Net(net) => net.set_config(offset, bytes),
         }
     }
 
@@ -73,6 +84,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.activate(features),
             Device::Balloon(balloon) => balloon.activate(features),
             Device::Rng(rng) => rng.activate(features),
+            Device::Net(net) => net.activate(features),
         }
     }
 
@@ -81,6 +93,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.reset(),
             Device::Balloon(balloon) => balloon.reset(),
             Device::Rng(rng) => rng.reset(),
+            Device::Net(net) => net.reset(),
         }
     }
 
@@ -89,6 +102,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.serve(event, io),
             Device::Balloon(balloon) => balloon.serve(event, io),
             Device::Rng(rng) => rng.serve(event, io),
+            Device::Net(net) => net.serve(event, io),
         }
     }
 
@@ -97,6 +111,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.woken(),
             Device::Balloon(balloon) => balloon.woken(),
             Device::Rng(rng) => rng.woken(),
+            Device::Net(net) => net.woken(),
         }
     }
 
@@ -104,12 +119,14 @@ impl Backend for Device {
         match self {
             Device::Blk(_) | Device::Rng(_) => State::None,
             Device::Balloon(balloon) => State::Balloon(balloon.save()),
+            Device::Net(net) => State::Net(net.save()),
         }
     }
 
     fn load(&mut self, state: State) {
         match (self, state) {
             (Device::Balloon(balloon), State::Balloon(state)) => balloon.load(state),
+            (Device::Net(net), State::Net(state)) => net.load(state),
             (Device::Blk(blk), State::None) => blk.load(()),
             (Device::Rng(rng), State::None) => rng.load(()),
             // Mmio::load has compared the kinds by their queues; a state of another kind changes nothing.

@@ -38,6 +38,11 @@ impl Chain {
         Chain { head: 0, buffers: Vec::with_capacity(MOST_BUFFERS), readable: 0 }
     }
 
+    /// Its number in the ring.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
     /// What the device reads.
     pub fn readable(&self) -> Buffers<'_> {
         Buffers(&self.buffers[..self.readable])
@@ -190,8 +195,13 @@ impl Queue {
 
     /// Hands `chain` back to the driver; the device has written its first `written` writable bytes.
     pub fn push(&mut self, ram: &Ram, chain: &Chain, written: u32) -> Result<(), Fault> {
+        self.push_head(ram, chain.head, written)
+    }
+
+    /// The same by [`Chain::head`], for a device that takes several requests before it is done with the first.
+    pub fn push_head(&mut self, ram: &Ram, head: u16, written: u32) -> Result<(), Fault> {
         self.used = true;
-        self.ring.add_used(ram.memory(), chain.head, written).map_err(|_| Fault("descriptor outside its table"))
+        self.ring.add_used(ram.memory(), head, written).map_err(|_| Fault("descriptor outside its table"))
     }
 
     /// Asks the driver to notify the device of the next request. `true`: there is one already.
@@ -208,6 +218,11 @@ impl Queue {
             return Ok(());
         }
         self.ring.disable_notification(ram.memory()).map_err(|_| Fault("queue outside RAM"))
+    }
+
+    /// Most requests that the driver can have waiting.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
     }
 
     /// How many requests the driver has waiting.
