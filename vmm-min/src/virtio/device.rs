@@ -3,6 +3,7 @@
 use super::balloon::Balloon;
 use super::blk::Blk;
 use super::rng::Rng;
+use super::vsock::{self, Vsock};
 use super::{Backend, Event, Fault, Io};
 
 /// A device of any kind.
@@ -14,6 +15,8 @@ pub enum Device {
     Balloon(Balloon),
     /// Entropy.
     Rng(Rng),
+    /// Streams.
+    Vsock(Vsock),
 }
 
 /// The state of a device of any kind.
@@ -23,6 +26,8 @@ pub enum State {
     None,
     /// Of [`Balloon`].
     Balloon(u64),
+    /// Of [`Vsock`].
+    Vsock(vsock::State),
 }
 
 impl Backend for Device {
@@ -33,6 +38,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.kind(),
             Device::Balloon(balloon) => balloon.kind(),
             Device::Rng(rng) => rng.kind(),
+            Device::Vsock(vsock) => vsock.kind(),
         }
     }
 
@@ -41,6 +47,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.queues(),
             Device::Balloon(balloon) => balloon.queues(),
             Device::Rng(rng) => rng.queues(),
+            Device::Vsock(vsock) => vsock.queues(),
         }
     }
 
@@ -49,6 +56,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.features(),
             Device::Balloon(balloon) => balloon.features(),
             Device::Rng(rng) => rng.features(),
+            Device::Vsock(vsock) => vsock.features(),
         }
     }
 
@@ -57,6 +65,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.config(offset, bytes),
             Device::Balloon(balloon) => balloon.config(offset, bytes),
             Device::Rng(rng) => rng.config(offset, bytes),
+            Device::Vsock(vsock) => vsock.config(offset, bytes),
         }
     }
 
@@ -65,6 +74,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.set_config(offset, bytes),
             Device::Balloon(balloon) => balloon.set_config(offset, bytes),
             Device::Rng(rng) => rng.set_config(offset, bytes),
+            Device::Vsock(vsock) => vsock.set_config(offset, bytes),
         }
     }
 
@@ -73,6 +83,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.activate(features),
             Device::Balloon(balloon) => balloon.activate(features),
             Device::Rng(rng) => rng.activate(features),
+            Device::Vsock(vsock) => vsock.activate(features),
         }
     }
 
@@ -81,6 +92,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.reset(),
             Device::Balloon(balloon) => balloon.reset(),
             Device::Rng(rng) => rng.reset(),
+            Device::Vsock(vsock) => vsock.reset(),
         }
     }
 
@@ -89,6 +101,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.serve(event, io),
             Device::Balloon(balloon) => balloon.serve(event, io),
             Device::Rng(rng) => rng.serve(event, io),
+            Device::Vsock(vsock) => vsock.serve(event, io),
         }
     }
 
@@ -97,6 +110,7 @@ impl Backend for Device {
             Device::Blk(blk) => blk.woken(),
             Device::Balloon(balloon) => balloon.woken(),
             Device::Rng(rng) => rng.woken(),
+            Device::Vsock(vsock) => vsock.woken(),
         }
     }
 
@@ -104,12 +118,14 @@ impl Backend for Device {
         match self {
             Device::Blk(_) | Device::Rng(_) => State::None,
             Device::Balloon(balloon) => State::Balloon(balloon.save()),
+            Device::Vsock(vsock) => State::Vsock(vsock.save()),
         }
     }
 
     fn load(&mut self, state: State) {
         match (self, state) {
             (Device::Balloon(balloon), State::Balloon(state)) => balloon.load(state),
+            (Device::Vsock(vsock), State::Vsock(state)) => vsock.load(state),
             (Device::Blk(blk), State::None) => blk.load(()),
             (Device::Rng(rng), State::None) => rng.load(()),
             // Mmio::load has compared the kinds by their queues; a state of another kind changes nothing.

@@ -38,6 +38,11 @@ impl Chain {
         Chain { head: 0, buffers: Vec::with_capacity(MOST_BUFFERS), readable: 0 }
     }
 
+    /// What [`Queue::push_head`] wants to hand the chain back later.
+    pub fn head(&self) -> u16 {
+        self.head
+    }
+
     /// What the device reads.
     pub fn readable(&self) -> Buffers<'_> {
         Buffers(&self.buffers[..self.readable])
@@ -129,6 +134,11 @@ impl Queue {
         Queue { ring: virtio_queue::Queue::new(most).expect("a power of two"), used: false }
     }
 
+    /// Requests that the driver's ring has room for.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
     /// The state as plain data; between two calls of a device nothing else is left.
     pub fn save(&self) -> QueueState {
         self.ring.state()
@@ -190,8 +200,13 @@ impl Queue {
 
     /// Hands `chain` back to the driver; the device has written its first `written` writable bytes.
     pub fn push(&mut self, ram: &Ram, chain: &Chain, written: u32) -> Result<(), Fault> {
+        self.push_head(ram, chain.head, written)
+    }
+
+    /// The same for a chain of which only the head was kept.
+    pub fn push_head(&mut self, ram: &Ram, head: u16, written: u32) -> Result<(), Fault> {
         self.used = true;
-        self.ring.add_used(ram.memory(), chain.head, written).map_err(|_| Fault("descriptor outside its table"))
+        self.ring.add_used(ram.memory(), head, written).map_err(|_| Fault("descriptor outside its table"))
     }
 
     /// Asks the driver to notify the device of the next request. `true`: there is one already.
