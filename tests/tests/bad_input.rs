@@ -88,6 +88,18 @@ fn memory_is_a_number_of_mib_that_the_host_can_address() {
 }
 
 #[test]
+fn vsock_bridges_have_a_form() {
+    for bridge in ["", "x", "in:1", "in:x:s", "in:4294967295:s", "out:1:", "hybrid:", "in:1:a,b"] {
+        refused(&["--kernel", "k", "--vsock", bridge], "VSOCK_INVALID");
+    }
+    for two in [["in:1:s", "hybrid:s"], ["out:1:a", "out:1:b"], ["hybrid:a", "hybrid:b"]] {
+        refused(&["--kernel", "k", "--vsock", two[0], "--vsock", two[1]], "VSOCK_INVALID");
+        let run = vmm_min().args(["--kernel", "k"]).env("MACHINEN_VSOCK", two.join(",")).finish();
+        assert_refused(&run, "VSOCK_INVALID");
+    }
+}
+
+#[test]
 fn unknown_flags_and_missing_values_are_refused() {
     let run = refused(&["--frobnicate"], "USAGE");
     assert_says(&run, "--frobnicate");
