@@ -21,7 +21,10 @@ no_std := guest-init
 # The monitor has no arm64 part yet, and these depend on it or on its lab.
 not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-benches --exclude machinen-tests
 
-.PHONY: help demo test check lint bench rootfs lab deps build clean
+# Seconds for each fuzz target.
+FUZZ_SECONDS ?= 60
+
+.PHONY: help demo test soak fuzz check lint bench rootfs lab deps build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -31,6 +34,13 @@ demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh m
 
 test: deps lab rootfs build ## all tests, Linux guests included (in the lab where the host cannot run them)
 	@$(out)/machinen-test $(TEST_ARGS)
+
+soak: deps lab rootfs build ## what takes long: gigabytes through vsock and network, longer fuzzing
+	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --filter linux_ $(TEST_ARGS)
+	@fixtures/fuzz 300
+
+fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the corpus on
+	@fixtures/fuzz $(FUZZ_SECONDS)
 
 check: lint ## format, lints, unit tests
 	@cargo test --quiet --workspace --lib --target $(target)

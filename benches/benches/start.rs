@@ -9,7 +9,7 @@ use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 
-use machinen_benches::{Report, Samples, program};
+use machinen_benches::{Order, Report, Samples, program};
 use machinen_fixtures::{TempFile, guests};
 
 const WARM_UP: usize = 10;
@@ -119,7 +119,7 @@ impl Times {
 fn main() -> Result<()> {
     let kernel = TempFile::new("start", &guests::hello().elf())?;
     let mut times: [Times; KINDS.len()] = Default::default();
-    let mut order = Order { indices: std::array::from_fn(|index| index), state: 0x9e37_79b9 };
+    let mut order = Order::<{ KINDS.len() }>::default();
     for round in 0..WARM_UP + ROUNDS {
         for index in order.shuffled() {
             match first_byte_and_exit(&mut KINDS[index].command(kernel.path())) {
@@ -132,26 +132,6 @@ fn main() -> Result<()> {
         }
     }
     report(&times)
-}
-
-/// The kinds in a new order each round: a process may pay for the end of the one before it.
-struct Order {
-    indices: [usize; KINDS.len()],
-    /// Of a xorshift generator.
-    state: u32,
-}
-
-impl Order {
-    fn shuffled(&mut self) -> [usize; KINDS.len()] {
-        for last in (1..self.indices.len()).rev() {
-            self.state ^= self.state << 13;
-            self.state ^= self.state >> 17;
-            self.state ^= self.state << 5;
-            let other = usize::try_from(self.state).unwrap_or(0) % (last + 1);
-            self.indices.swap(last, other);
-        }
-        self.indices
-    }
 }
 
 fn not_run(why: &str) -> Result<()> {

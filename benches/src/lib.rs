@@ -2,6 +2,8 @@
 
 #![forbid(unsafe_code)]
 
+pub mod corpus;
+
 use std::fmt::Write;
 use std::fs;
 use std::io;
@@ -77,14 +79,14 @@ impl Report {
     }
 
     fn table(&self) -> String {
-        let mut table = format!("{:<34} {:>12} {:>12} {:<6} {:>5}\n", "name", "p50", "p99", "unit", "n");
+        let mut table = format!("{:<44} {:>12} {:>12} {:<6} {:>5}\n", "name", "p50", "p99", "unit", "n");
         for row in &self.rows {
             let text = |key: &str| row[key].as_str().unwrap_or_default().to_string();
             let line = match row["skipped"].as_str() {
-                Some(why) => writeln!(table, "{:<34} not run: {why}", text("name")),
+                Some(why) => writeln!(table, "{:<44} not run: {why}", text("name")),
                 None => writeln!(
                     table,
-                    "{:<34} {:>12.3} {:>12.3} {:<6} {:>5}",
+                    "{:<44} {:>12.3} {:>12.3} {:<6} {:>5}",
                     text("name"),
                     row["p50"].as_f64().unwrap_or(f64::NAN),
                     row["p99"].as_f64().unwrap_or(f64::NAN),
@@ -95,6 +97,59 @@ impl Report {
             line.expect("writing to a string");
         }
         table
+    }
+}
+
+/// The kinds of a bench in a new order each round: a process may pay for the end of the one before it.
+#[derive(Debug)]
+pub struct Order<const N: usize> {
+    indices: [usize; N],
+    random: Random,
+}
+
+impl<const N: usize> Default for Order<N> {
+    fn default() -> Self {
+        Order { indices: std::array::from_fn(|index| index), random: Random::default() }
+    }
+}
+
+impl<const N: usize> Order<N> {
+    /// The next order.
+    pub fn shuffled(&mut self) -> [usize; N] {
+        for last in (1..N).rev() {
+            self.indices.swap(last, self.random.below(last + 1));
+        }
+        self.indices
+    }
+}
+
+/// The same numbers in each run: a xorshift generator.
+#[derive(Clone, Debug)]
+pub struct Random(u32);
+
+impl Default for Random {
+    fn default() -> Self {
+        Random(0x9e37_79b9)
+    }
+}
+
+impl Random {
+    /// The next 32 bits.
+    pub fn bits(&mut self) -> u32 {
+        self.0 ^= self.0 << 13;
+        self.0 ^= self.0 >> 17;
+        self.0 ^= self.0 << 5;
+        self.0
+    }
+
+    /// A number below `bound`, which is not 0.
+    pub fn below(&mut self, bound: usize) -> usize {
+        usize::try_from(self.bits()).unwrap_or(0) % bound
+    }
+
+    /// A number in [0, 1).
+    pub fn fraction(&mut self) -> f64 {
+        f64::from(self.bits()) / (f64::from(u32::MAX) + 1.0)
     }
 }
 

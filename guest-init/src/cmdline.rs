@@ -3,13 +3,17 @@
 use alloc::string::String;
 use core::fmt;
 
-/// What the command line says.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+use crate::net::{self, BadNet, Net};
+
+/// What the command line says. A word that says nothing useful is an error of its own, so that the others count.
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Words {
     /// `machinen.epoch`: wall clock (Unix time, UTC) when the guest started.
-    pub epoch: Option<Time>,
+    pub epoch: Result<Option<Time>, BadEpoch>,
     /// `machinen.tty=1`: the console is a terminal.
     pub tty: bool,
+    /// `machinen.net`: the address of the first interface, its gateway and the resolvers.
+    pub net: Result<Option<Net>, BadNet>,
 }
 
 /// A point in time or a time span.
@@ -35,7 +39,7 @@ impl Time {
 }
 
 /// A value of `machinen.epoch` that is no time.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BadEpoch(pub String);
 
 impl fmt::Display for BadEpoch {
@@ -45,22 +49,25 @@ impl fmt::Display for BadEpoch {
 }
 
 /// Reads the words from the text of `/proc/cmdline`; of two equal words the last counts, as in the kernel.
-///
-/// # Errors
-/// [`BadEpoch`] when the last `machinen.epoch` is not a time.
-pub fn parse(line: &[u8]) -> Result<Words, BadEpoch> {
-    let (mut epoch, mut tty) = (None, false);
+#[must_use]
+pub fn parse(line: &[u8]) -> Words {
+    let (mut epoch, mut tty, mut net) = (None, false, None);
     for word in kernel_words(line) {
         if let Some(value) = word.strip_prefix(b"machinen.epoch=") {
             epoch = Some(value);
         } else if let Some(value) = word.strip_prefix(b"machinen.tty=") {
             tty = value == b"1";
+        } else if let Some(value) = word.strip_prefix(b"machinen.net=") {
+            net = Some(value);
         }
     }
-    let epoch = epoch
-        .map(|value| time(value).ok_or_else(|| BadEpoch(String::from_utf8_lossy(value).into_owned())))
-        .transpose()?;
-    Ok(Words { epoch, tty })
+    Words {
+        epoch: epoch
+            .map(|value| time(value).ok_or_else(|| BadEpoch(String::from_utf8_lossy(value).into_owned())))
+            .transpose(),
+        tty,
+        net: net.map(net::parse).transpose(),
+    }
 }
 
 /// Splits as the kernel does (lib/cmdline.c, `next_arg`): blanks inside double quotes do not separate, and
@@ -91,24 +98,30 @@ mod tests {
     use super::{Time, Words, parse};
     use proptest::prelude::{any, prop, proptest};
 
+    const NOTHING: Words = Words { epoch: Ok(None), tty: false, net: Ok(None) };
+
     #[test]
     fn words_are_found_and_the_last_one_counts() {
         let line = b"console=ttyS0 machinen.epoch=1.000000000 machinen.tty=1 machinen.epoch=1700000000.000000042\n";
-        let epoch = Some(Time { seconds: 1_700_000_000, nanoseconds: 42 });
-        assert_eq!(parse(line), Ok(Words { epoch, tty: true }));
-        assert_eq!(parse(b"machinen.tty=1 machinen.tty=0"), Ok(Words::default()));
-        assert_eq!(parse(b""), Ok(Words::default()));
+        let epoch = Ok(Some(Time { seconds: 1_700_000_000, nanoseconds: 42 }));
+        assert_eq!(parse(line), Words { epoch, tty: true, net: Ok(None) });
+        assert_eq!(parse(b"machinen.tty=1 machinen.tty=0"), NOTHING);
+        assert_eq!(parse(b""), NOTHING);
+        let net = parse(b"machinen.net=bad machinen.net=10.0.2.15/24").net.unwrap().unwrap();
+        assert_eq!(net, crate::net::parse(b"10.0.2.15/24").unwrap());
     }
 
     #[test]
     fn quoted_words_and_words_for_init_are_not_ours() {
-        assert_eq!(parse(b"x=\"a machinen.tty=1 b\" quiet"), Ok(Words::default()));
-        assert_eq!(parse(b"quiet -- machinen.tty=1"), Ok(Words::default()));
-        assert_eq!(parse(b"xmachinen.tty=1 machinen.tty machinen.tty=2"), Ok(Words::default()));
+        assert_eq!(parse(b"x=\"a machinen.tty=1 b\" quiet"), NOTHING);
+        assert_eq!(parse(b"quiet -- machinen.tty=1"), NOTHING);
+        assert_eq!(parse(b"xmachinen.tty=1 machinen.tty machinen.tty=2"), NOTHING);
     }
 
     #[test]
-    fn a_bad_epoch_is_named() {
+    fn a_bad_word_is_named_and_the_others_count() {
+        let words = parse(b"machinen.epoch=x machinen.net=y machinen.tty=1");
+        assert!(words.epoch.is_err() && words.net.is_err() && words.tty);
         for bad in [
             "",
             "1",
@@ -122,7 +135,7 @@ mod tests {
             "1.00000000x",
             "1.000000000.0",
         ] {
-            let error = parse(format!("machinen.epoch={bad}").as_bytes()).unwrap_err();
+            let error = parse(format!("machinen.epoch={bad}").as_bytes()).epoch.unwrap_err();
             assert_eq!(error.to_string(), format!("not seconds.nanoseconds: {bad}"));
         }
     }
@@ -138,7 +151,7 @@ mod tests {
         #[test]
         fn a_written_epoch_is_read_back(seconds in 0..i64::MAX, nanoseconds in 0_u32..1_000_000_000) {
             let line = format!("quiet machinen.epoch={seconds}.{nanoseconds:09} panic=-1");
-            assert_eq!(parse(line.as_bytes()).unwrap().epoch, Some(Time { seconds, nanoseconds }));
+            assert_eq!(parse(line.as_bytes()).epoch, Ok(Some(Time { seconds, nanoseconds })));
         }
 
         #[test]

@@ -1,4 +1,4 @@
-//! The command to run, from `/machinen-config.json`.
+//! `/machinen-config.json`: how the one of this boot goes over the image's, and the command that both make.
 
 use alloc::borrow::ToOwned;
 use alloc::collections::BTreeMap;
@@ -7,6 +7,8 @@ use alloc::string::{String, ToString};
 use alloc::vec::Vec;
 use core::fmt;
 use serde_json::{Map, Value};
+
+use crate::disks::{self, Disks};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_HOME: &str = "/root";
@@ -31,6 +33,8 @@ pub struct Command {
 pub enum Refusal {
     /// Not JSON; holds the parser's words.
     Json(String),
+    /// No `cmd` anywhere.
+    NoCommand,
     /// The named part is not of this type.
     Type(&'static str, &'static str),
     /// The named part contains a NUL, which no string of execve(2) can.
@@ -39,46 +43,94 @@ pub enum Refusal {
     EnvName(String),
     /// `cwd` does not start with a slash.
     RelativeCwd(String),
+    /// The named part of `root` or `mounts` is not a path under `/dev`.
+    Device(&'static str, String),
+    /// A mount's `at` is not an absolute path below the root, or has `.`, `..` or nothing between two slashes.
+    MountPoint(String),
 }
 
 impl fmt::Display for Refusal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Json(why) => write!(f, "not valid JSON: {why}"),
+            Self::NoCommand => f.write_str("cmd: there is none"),
             Self::Type(part, wanted) => write!(f, "{part}: not {wanted}"),
             Self::Nul(part) => write!(f, "{part}: contains a NUL character"),
             Self::EnvName(name) => write!(f, "env: not a name: {name:?}"),
             Self::RelativeCwd(cwd) => write!(f, "cwd: not an absolute path: {cwd:?}"),
+            Self::Device(part, path) => write!(f, "{part}: not a device under /dev: {path:?}"),
+            Self::MountPoint(path) => write!(f, "mounts: at: not a plain absolute path below /: {path:?}"),
         }
     }
 }
 
-/// Reads `{"cmd": [string, …], "env": {name: string, …}, "cwd": string}`; `env` and `cwd` may be absent, other
-/// keys are ignored, of two equal keys the last counts. With `tty` the environment gets a default `TERM`.
-///
-/// # Errors
-/// [`Refusal`] for anything else than that.
-pub fn parse(json: &[u8], tty: bool) -> Result<Command, Refusal> {
-    let config: Map<String, Value> = match serde_json::from_slice(json) {
-        Ok(Value::Object(config)) => config,
-        Ok(_) => return Err(Refusal::Type("top level", "an object")),
-        Err(error) => return Err(Refusal::Json(error.to_string())),
-    };
-    let env = environment(config.get("env"), tty)?;
-    Ok(Command {
-        argv: arguments(config.get("cmd"))?,
-        path: c_string(env["PATH"], "env")?,
-        env: env
-            .into_iter()
-            .map(|(name, value)| c_string(&[name, "=", value].concat(), "env"))
-            .collect::<Result<_, _>>()?,
-        cwd: working_directory(config.get("cwd"))?,
-    })
+/// A configuration, perhaps not complete: the one of the image gives defaults to the one of this boot.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Config(Map<String, Value>);
+
+impl Config {
+    /// Reads `{"cmd": [string, …], "env": {name: string, …}, "cwd": string, "root": …, "mounts": …}`. All keys may be
+    /// absent, others are ignored, of two equal keys the last counts. The values are looked at when they are used.
+    ///
+    /// # Errors
+    /// [`Refusal`] for what is not an object in JSON.
+    pub fn parse(json: &[u8]) -> Result<Self, Refusal> {
+        match serde_json::from_slice(json) {
+            Ok(Value::Object(config)) => Ok(Self(config)),
+            Ok(_) => Err(Refusal::Type("top level", "an object")),
+            Err(error) => Err(Refusal::Json(error.to_string())),
+        }
+    }
+
+    /// Puts this over `defaults`: key by key, and `env` name by name. Which disks there are is for this one alone to
+    /// say: `root` and `mounts` of `defaults` do not count.
+    #[must_use]
+    pub fn over(mut self, defaults: Self) -> Self {
+        for (key, value) in defaults.0 {
+            match (self.0.get_mut(&key), value) {
+                _ if ["root", "mounts"].contains(&&*key) => {}
+                (None, value) => drop(self.0.insert(key, value)),
+                (Some(Value::Object(env)), Value::Object(more)) if key == "env" => {
+                    for (name, value) in more {
+                        env.entry(name).or_insert(value);
+                    }
+                }
+                (Some(_), _) => {}
+            }
+        }
+        self
+    }
+
+    /// The disks to mount.
+    ///
+    /// # Errors
+    /// [`Refusal`] when `root` or `mounts` is not as documented.
+    pub fn disks(&self) -> Result<Disks, Refusal> {
+        disks::parse(&self.0)
+    }
+
+    /// The command to run. With `tty` its environment gets a default `TERM`.
+    ///
+    /// # Errors
+    /// [`Refusal`] when `cmd`, `env` or `cwd` is not as documented, or there is no `cmd`.
+    pub fn command(&self, tty: bool) -> Result<Command, Refusal> {
+        let Self(config) = self;
+        let env = environment(config.get("env"), tty)?;
+        Ok(Command {
+            argv: arguments(config.get("cmd").ok_or(Refusal::NoCommand)?)?,
+            path: c_string(env["PATH"], "env")?,
+            env: env
+                .into_iter()
+                .map(|(name, value)| c_string(&[name, "=", value].concat(), "env"))
+                .collect::<Result<_, _>>()?,
+            cwd: working_directory(config.get("cwd"))?,
+        })
+    }
 }
 
-fn arguments(cmd: Option<&Value>) -> Result<Vec<CString>, Refusal> {
+fn arguments(cmd: &Value) -> Result<Vec<CString>, Refusal> {
     const WANTED: Refusal = Refusal::Type("cmd", "a non-empty array of strings");
-    let words = cmd.and_then(Value::as_array).filter(|words| !words.is_empty()).ok_or(WANTED)?;
+    let words = cmd.as_array().filter(|words| !words.is_empty()).ok_or(WANTED)?;
     words.iter().map(|word| c_string(word.as_str().ok_or(WANTED)?, "cmd")).collect()
 }
 
@@ -107,19 +159,23 @@ fn working_directory(cwd: Option<&Value>) -> Result<CString, Refusal> {
     c_string(cwd, "cwd")
 }
 
-fn c_string(text: &str, part: &'static str) -> Result<CString, Refusal> {
+pub(crate) fn c_string(text: &str, part: &'static str) -> Result<CString, Refusal> {
     CString::new(text).map_err(|_| Refusal::Nul(part))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, parse};
+    use super::{Command, Config, Refusal};
     use proptest::prelude::{any, prop, proptest};
     use std::collections::BTreeMap;
     use std::ffi::CString;
 
     fn strings(list: &[CString]) -> Vec<&str> {
         list.iter().map(|text| text.to_str().unwrap()).collect()
+    }
+
+    fn parse(json: &[u8], tty: bool) -> Result<Command, Refusal> {
+        Config::parse(json)?.command(tty)
     }
 
     fn refusal(json: &str) -> String {
@@ -160,8 +216,29 @@ mod tests {
     }
 
     #[test]
+    fn this_boot_goes_over_the_image_key_by_key_and_name_by_name() {
+        let merged = |over: &str, image: &str| {
+            let [over, image] = [over, image].map(|json| Config::parse(json.as_bytes()).unwrap());
+            over.over(image)
+        };
+        let image =
+            r#"{"cmd":["image","x"],"env":{"A":"1","B":"2"},"cwd":"/i","root":{"device":"/dev/vdz"},"mounts":1}"#;
+        let command = merged(r#"{"env":{"B":"3","C":"4"}}"#, image).command(false).unwrap();
+        assert_eq!(strings(&command.argv), ["image", "x"]);
+        assert_eq!(command.cwd.to_str(), Ok("/i"));
+        assert_eq!(strings(&command.env)[..3], ["A=1", "B=3", "C=4"]);
+        let command = merged(r#"{"cmd":["boot"],"cwd":"/b"}"#, image).command(false).unwrap();
+        assert_eq!((strings(&command.argv), command.cwd.to_str()), (vec!["boot"], Ok("/b")));
+        let disks = merged(r#"{"cmd":["boot"]}"#, image).disks().unwrap();
+        assert!(disks.root.is_none() && disks.mounts.is_empty(), "an image names no disks");
+        assert_eq!(merged("{}", "{}").command(false), Err(Refusal::NoCommand));
+        assert_eq!(merged(r#"{"env":1}"#, image).command(false), Err(Refusal::Type("env", "an object of strings")));
+    }
+
+    #[test]
     fn wrong_types_are_named() {
-        for json in [r#"{}"#, r#"{"cmd":[]}"#, r#"{"cmd":"sh"}"#, r#"{"cmd":["a",1]}"#, r#"{"cmd":null}"#] {
+        assert_eq!(refusal("{}"), "cmd: there is none");
+        for json in [r#"{"cmd":[]}"#, r#"{"cmd":"sh"}"#, r#"{"cmd":["a",1]}"#, r#"{"cmd":null}"#] {
             assert_eq!(refusal(json), "cmd: not a non-empty array of strings");
         }
         for env in ["[]", "null", r#"{"A":1}"#, r#"{"A":null}"#] {

@@ -58,10 +58,3 @@ pub fn terminal() -> Result<Fd, sys::Errno> {
     let path = CString::new([b"/dev/", name].concat()).unwrap_or_else(|_| c"/dev/console".into());
     Fd::open(&path, libc::O_RDWR | libc::O_NOCTTY)
 }
-
-/// Waits until everything written is on its way to the monitor.
-pub fn drain() {
-    if let Ok(console) = line() {
-        console.drain();
-    }
-}

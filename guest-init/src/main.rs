@@ -8,18 +8,25 @@ extern crate alloc;
 mod arch;
 mod child;
 mod console;
+mod disk;
+mod network;
+mod overlay;
 mod prepare;
 mod relay;
+mod root;
 mod runtime;
+mod shutdown;
 mod sys;
 
 use alloc::format;
 use alloc::string::String;
 use core::ffi::{c_char, c_int};
-use core::fmt::Arguments;
+use core::fmt::{self, Arguments};
 
-use guest_init::config::{self, Command};
+use guest_init::config::{Config, Refusal};
 use guest_init::status::REFUSED;
+
+use crate::sys::Errno;
 
 /// Why there is no command to run: one line for the console.
 type Refused = String;
@@ -41,23 +48,39 @@ extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
 fn run() -> Result<u8, Refused> {
     prepare::devices()?;
     console::open_stdio()?;
-    prepare::file_systems()?;
+    prepare::kernel()?;
     sys::disable_reset_key();
     let words = prepare::command_line()?;
     if !words.tty {
         console::set_raw()?;
     }
     prepare::clock(&words)?;
+    let net = words.net.map_err(|bad| format!("machinen.net: {bad}"))?;
     prepare::loopback()?;
     prepare::modules()?;
-    let command = command(words.tty)?;
+    let mut config = read_config().map_err(|(_, why)| why)?;
+    let disks = config.disks().map_err(refused)?;
+    if let Some(root) = &disks.root {
+        config = config.over(root::switch(root)?);
+    }
+    prepare::file_systems()?;
+    prepare::host_name();
+    disks.mounts.iter().try_for_each(overlay::mount)?;
+    if let Some(net) = net {
+        network::configure(&net)?;
+    }
+    let command = config.command(words.tty).map_err(refused)?;
     if words.tty { relay::terminal(&command) } else { relay::bytes(&command) }
 }
 
-fn command(tty: bool) -> Result<Command, Refused> {
-    let refused = |why: Arguments<'_>| format!("/machinen-config.json: {why}");
-    let json = sys::read_file(c"/machinen-config.json").map_err(|errno| refused(format_args!("{errno}")))?;
-    config::parse(&json, tty).map_err(|refusal| refused(format_args!("{refusal}")))
+/// The configuration in the root that is mounted now.
+fn read_config() -> Result<Config, (Errno, Refused)> {
+    let json = sys::read_file(c"/machinen-config.json").map_err(|errno| (errno, refused(errno)))?;
+    Config::parse(&json).map_err(|refusal: Refusal| (Errno(libc::EINVAL), refused(refusal)))
+}
+
+fn refused(why: impl fmt::Display) -> Refused {
+    format!("/machinen-config.json: {why}")
 }
 
 /// One line on the console, or nowhere when there is none.
@@ -69,9 +92,10 @@ fn say(what: Arguments<'_>) {
     }
 }
 
-/// Ends the VM. File systems are written out first; processes that are left end with it.
+/// Ends the VM. What is on disks is complete then; processes that are left end before that, or with the machine.
 fn end(code: u8) -> ! {
-    console::drain();
+    shutdown::finish();
+    sys::drain_stderr();
     sys::sync();
     arch::exit_register(code);
     sys::power_off()

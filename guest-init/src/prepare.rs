@@ -9,7 +9,7 @@ use guest_init::modules;
 use guest_init::mounts::{self, Mount};
 
 use crate::Refused;
-use crate::sys::{self, Errno, Fd};
+use crate::sys::{self, Errno, Fd, files};
 
 /// `MODULE_INIT_COMPRESSED_FILE` of finit_module(2).
 const COMPRESSED_FILE: i32 = 4;
@@ -17,6 +17,16 @@ const COMPRESSED_FILE: i32 = 4;
 /// Mounts /dev.
 pub fn devices() -> Result<(), Refused> {
     mount(&mounts::DEV)
+}
+
+/// Mounts /proc and /sys.
+pub fn kernel() -> Result<(), Refused> {
+    mounts::KERNEL.iter().try_for_each(mount)
+}
+
+/// Mounts /tmp in memory.
+pub fn memory_tmp() -> Result<(), Refused> {
+    mount(&mounts::TMP)
 }
 
 /// Mounts the rest and makes the links that programs expect.
@@ -35,7 +45,7 @@ fn mount(mount: &Mount) -> Result<(), Refused> {
         Err(_) => return Ok(()),
         Ok(()) => {}
     }
-    match sys::mount(mount.fstype, mount.target, mount.flags, mount.options) {
+    match files::mount(mount.fstype, mount.fstype, mount.target, mount.flags, mount.options) {
         // The kernel mounts /dev itself when it is built to.
         Ok(()) | Err(Errno(libc::EBUSY)) => Ok(()),
         Err(errno) if mount.required => failed("mount", errno),
@@ -46,12 +56,13 @@ fn mount(mount: &Mount) -> Result<(), Refused> {
 /// Our words on the kernel's command line.
 pub fn command_line() -> Result<Words, Refused> {
     let line = sys::read_file(c"/proc/cmdline").map_err(|errno| format!("/proc/cmdline: {errno}"))?;
-    cmdline::parse(&line).map_err(|bad| format!("machinen.epoch: {bad}"))
+    Ok(cmdline::parse(&line))
 }
 
 /// Sets the wall clock when it is behind the time that the monitor gave; a paravirtual clock is right already.
 pub fn clock(words: &Words) -> Result<(), Refused> {
-    let Some(epoch) = words.epoch else { return Ok(()) };
+    let epoch = words.epoch.as_ref().map_err(|bad| format!("machinen.epoch: {bad}"))?;
+    let Some(epoch) = *epoch else { return Ok(()) };
     let failed = |errno| format!("clock: {errno}");
     let since_boot = sys::clock(libc::CLOCK_BOOTTIME).map_err(failed)?;
     let now = sys::clock(libc::CLOCK_REALTIME).map_err(failed)?;
@@ -63,9 +74,15 @@ pub fn clock(words: &Words) -> Result<(), Refused> {
 
 /// Switches `lo` on, where the kernel has a network.
 pub fn loopback() -> Result<(), Refused> {
-    match sys::loopback_up() {
-        Ok(()) | Err(Errno(libc::EAFNOSUPPORT | libc::ENOSYS | libc::ENODEV)) => Ok(()),
-        Err(errno) => Err(format!("lo: {errno}")),
+    sys::net::loopback_up().map_err(|errno| format!("lo: {errno}"))
+}
+
+/// The machine is called what the root's /etc/hostname says (hostname(5)), if it says something.
+pub fn host_name() {
+    let text = sys::read_file(c"/etc/hostname").unwrap_or_default();
+    let mut lines = text.split(|&byte| byte == b'\n').map(<[u8]>::trim_ascii);
+    if let Some(name) = lines.find(|line| !line.is_empty() && !line.starts_with(b"#")) {
+        sys::set_host_name(name);
     }
 }
 

@@ -63,7 +63,7 @@ fn take_signals(signals: &Fd, pid: c_int) -> Option<u8> {
     let mut code = None;
     while let Some(signal) = signals.next_signal() {
         if signal != libc::SIGCHLD {
-            sys::kill(-pid, signal);
+            forward(pid, signal);
             continue;
         }
         // Orphans come to PID 1; they are reaped and forgotten.
@@ -74,6 +74,14 @@ fn take_signals(signals: &Fd, pid: c_int) -> Option<u8> {
         }
     }
     code
+}
+
+/// Passes a signal on to the command's process group, or to the process alone as long as it has not made one: between
+/// fork and setsid. A command that is gone gets nothing.
+fn forward(pid: c_int, signal: c_int) {
+    match sys::kill(-pid, signal).or_else(|_| sys::kill(pid, signal)) {
+        Ok(()) | Err(_) => {}
+    }
 }
 
 struct Relay {

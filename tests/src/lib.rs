@@ -3,6 +3,7 @@
 //! A test file named `linux_*` needs a KVM that boots Linux, `kvm_*` one that runs guests of a few instructions; the
 //! runner takes them to where that is. All others need just the host.
 
+pub mod e2fs;
 pub mod guest;
 pub mod host;
 pub mod lab;
@@ -55,6 +56,12 @@ pub fn asset(name: &str) -> PathBuf {
     let target = if name.starts_with("rootfs-") { "rootfs" } else { "lab" };
     assert!(path.exists(), "{} is missing; run: make {target}", path.display());
     path
+}
+
+/// Whether tests shall take their time (`make soak`): gigabytes and hundreds of rounds instead of a few.
+#[must_use]
+pub fn soak() -> bool {
+    set("MACHINEN_SOAK").is_some()
 }
 
 fn set(name: &str) -> Option<PathBuf> {

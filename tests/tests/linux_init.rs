@@ -53,6 +53,14 @@ fn a_guest_without_configuration_is_refused() {
 }
 
 #[test]
+fn a_word_that_cannot_be_read_is_refused() {
+    let finished = Guest::busybox("echo ran").monitor(&["--cmdline", "machinen.epoch=1"]).run();
+    assert_eq!(outcome(&finished), said(125, "init: machinen.epoch: not seconds.nanoseconds: 1\n"));
+    let finished = Guest::busybox("echo ran").monitor(&["--cmdline", "machinen.net=10.0.2.15"]).run();
+    assert_eq!(outcome(&finished), said(125, "init: machinen.net: not ADDRESS/PREFIX: \"10.0.2.15\"\n"));
+}
+
+#[test]
 fn a_working_directory_that_does_not_exist_is_refused() {
     let finished = Guest::busybox("echo ran").make(&["--cwd", "/no/such"]).run();
     assert_eq!(outcome(&finished), said(125, "init: cwd /no/such: No such file or directory\n"));

@@ -14,9 +14,9 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use machinen_fixtures::traffic::{exchange, receive, send};
-use machinen_tests::bin;
 use machinen_tests::guest::{Guest, Scratch};
 use machinen_tests::session::Session;
+use machinen_tests::{bin, soak};
 
 /// The modules of the stock kernel that are needed, in order.
 const MODULES: [&str; 4] = ["virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
@@ -87,9 +87,8 @@ fn rss_kib(pid: u32) -> u64 {
 
 #[test]
 fn streams_carry_their_data_while_one_reader_stands_still() {
-    let soak = std::env::var_os("MACHINEN_SOAK").is_some_and(|value| !value.is_empty());
     let streams: u64 = 64;
-    let total: u64 = if soak { 1 << 30 } else { 32 << 20 };
+    let total: u64 = if soak() { 1 << 30 } else { 32 << 20 };
     let bytes = total / streams;
     let mut peer = Peer::start(&["flow", "1", "2", &streams.to_string(), &bytes.to_string()]);
     let listener = peer.listen("out");

@@ -4,12 +4,24 @@
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
 //! - [`assets`]: where the programs that a guest needs are found.
-//! - [`mkinitramfs`]: the work of `machinen-mkinitramfs`.
+//! - [`program`]: what every tool's `main` does.
+//! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
+//! - [`phases`]: phases with their times, and progress.
+//! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
+//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`]: the work of the programs of these names.
 
 #![forbid(unsafe_code)]
 
 pub mod args;
 pub mod assets;
 pub mod diagnostic;
+pub mod e2fsck;
+pub mod ext4;
+pub mod fault;
+pub mod imagecache;
 pub mod mkinitramfs;
+pub mod mountdisk;
 pub mod outfile;
+pub mod phases;
+pub mod program;
+pub mod rootfs_img;

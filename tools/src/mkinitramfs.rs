@@ -4,7 +4,7 @@ use std::io;
 
 use argh::FromArgs;
 use machinen_initramfs::error::{Error, reason};
-use machinen_initramfs::layout::config::Config;
+use machinen_initramfs::layout::config::{Config, Overlay, Parts, Root};
 use machinen_initramfs::layout::{self, Layout, Source, Spec, WORKSPACE_MAX_MIB};
 use machinen_initramfs::output::Output;
 use machinen_initramfs::pack::pack;
@@ -13,8 +13,12 @@ use crate::args::plain;
 use crate::assets::find_init;
 use crate::diagnostic::Diagnostic;
 use crate::outfile::Outfile;
+use crate::program::Tool;
 
 const USAGE: &str = "MKINITRAMFS_USAGE";
+
+/// The program.
+pub const TOOL: Tool = Tool { name: "machinen-mkinitramfs", usage: USAGE, output: "MKINITRAMFS_OUTPUT" };
 
 /// The command line; see its help text.
 #[derive(FromArgs, Debug)]
@@ -30,6 +34,7 @@ const USAGE: &str = "MKINITRAMFS_USAGE";
         owned by root and dated SOURCE_DATE_EPOCH, else 1970.",
     note = "Exit codes: 0 done (also when the reader of OUT went away), 1 failed, 2 bad usage.",
     example = "{command_name} rootfs ROOTFS.tar --cmd 'sh -c \"echo out; exit 7\"' initrd.cpio",
+    example = "{command_name} minimal --root /dev/vda --cmd /bin/bash initrd.cpio",
     example = "zstd -dc ROOTFS.tar.zst | {command_name} rootfs - initrd.cpio"
 )]
 pub struct Args {
@@ -48,6 +53,14 @@ pub struct Args {
     /// configuration file; over the one in the root file system or bundle, under the flags
     #[argh(option)]
     pub config: Option<String>,
+    /// root file system on a disk: the guest's path of an ext4 disk, DEVICE or DEVICE:ro; for minimal and tiny. The
+    /// configuration on it counts too, under all given here
+    #[argh(option, arg_name = "device[:ro]")]
+    pub root: Option<String>,
+    /// directory PATH of the guest from two disks, LOWER:UPPER:PATH: squashfs, and ext4 for what is
+    /// written; repeatable
+    #[argh(option, arg_name = "lower:upper:path")]
+    pub mount: Vec<String>,
     /// leave out what matches: a path from the root; in a workspace a name anywhere, instead of the
     /// default list (.git, node_modules, target and such); repeatable
     #[argh(option)]
@@ -176,7 +189,10 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
     let env = args.env.into_iter().map(|item| env(plain(item)));
     let env = env.collect::<Result<_, _>>()?;
     let cwd = args.cwd.map(plain);
-    let config = Config::of_parts(words, env, cwd, "flags").map_err(|e| diagnostic(e).usage())?;
+    let root = args.root.map(|text| root(&plain(text)));
+    let mounts = args.mount.into_iter().map(|text| mount(&plain(text))).collect::<Result<_, _>>()?;
+    let parts = Parts { cmd: words, env, cwd, root, mounts };
+    let config = Config::of_parts(parts, "flags").map_err(|e| diagnostic(e).usage())?;
     let excludes = args.exclude.into_iter().map(plain).collect::<Vec<_>>();
     Ok(Spec {
         layout,
@@ -189,6 +205,22 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
         epoch: epoch()?,
         output: None,
     })
+}
+
+fn root(text: &str) -> Root {
+    match text.strip_suffix(":ro") {
+        Some(device) => Root { device: device.to_string(), read_only: true },
+        None => Root { device: text.to_string(), read_only: false },
+    }
+}
+
+/// The path comes last, so that it may contain a colon.
+fn mount(text: &str) -> Result<Overlay, Diagnostic> {
+    let mut parts = text.splitn(3, ':').map(str::to_string);
+    match (parts.next(), parts.next(), parts.next()) {
+        (Some(lower), Some(upper), Some(at)) => Ok(Overlay { lower, upper, at }),
+        _ => Err(usage(format!("--mount: {text}: not LOWER:UPPER:PATH"))),
+    }
 }
 
 fn env(item: String) -> Result<(String, String), Diagnostic> {

@@ -45,6 +45,15 @@ impl Outfile {
             Ok(_) => fs::canonicalize(path)?,
             Err(_) => PathBuf::from(path),
         };
+        Self::regular(path)
+    }
+
+    /// [`Outfile::create`] for a regular file, also when `path` starts with a dash or is a symlink.
+    pub fn create_new(path: &str) -> io::Result<Self> {
+        Self::regular(path.into())
+    }
+
+    fn regular(path: PathBuf) -> io::Result<Self> {
         if path.file_name().is_none() {
             return Err(io::ErrorKind::IsADirectory.into());
         }
@@ -57,6 +66,8 @@ impl Outfile {
         }
         let temporary = temporary(&path);
         let file = OpenOptions::new().write(true).create_new(true).open(&temporary)?;
+        // Tells a builder at work from one that was killed.
+        let _ = file.try_lock();
         let place = Place::Temporary(temporary, path);
         Ok(Outfile { file, place })
     }
@@ -64,6 +75,32 @@ impl Outfile {
     /// The file to write to.
     pub fn file(&self) -> &File {
         &self.file
+    }
+
+    /// A name under which other programs reach the file while this process lives.
+    pub fn reach(&self) -> PathBuf {
+        use std::os::fd::AsRawFd;
+        match &self.place {
+            Place::Temporary(temporary, _) => temporary.clone(),
+            _ => format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into(),
+        }
+    }
+
+    /// Whether a file of this name is one that has not got its own yet.
+    pub fn is_temporary(name: &str) -> bool {
+        name.starts_with(TEMPORARY.0) && name.ends_with(TEMPORARY.1)
+    }
+
+    /// Removes a temporary file whose writer is dead.
+    pub fn remove_stale(path: &Path) {
+        // Between its creation and its lock it looks dead, so a young one is left alone.
+        let is_old = |file: &File| Some(file.metadata().ok()?.modified().ok()?.elapsed().ok()? > YOUNG);
+        if let Ok(file) = File::open(path)
+            && is_old(&file) == Some(true)
+            && file.try_lock().is_ok()
+        {
+            let _ = fs::remove_file(path);
+        }
     }
 
     /// Whether the bytes would appear on a terminal.
@@ -103,6 +140,27 @@ impl Outfile {
         }
     }
 
+    /// [`Outfile::commit`] under another name in the same directory.
+    pub fn commit_as(mut self, name: &Path) -> io::Result<()> {
+        match &mut self.place {
+            Place::Direct => {}
+            Place::Nameless(path) | Place::Temporary(_, path) => *path = name.to_owned(),
+        }
+        self.commit()
+    }
+
+    /// [`Outfile::commit`], but what has the name keeps it, and that is a failure.
+    pub fn commit_new(mut self) -> io::Result<()> {
+        let linked = match &self.place {
+            Place::Direct => return Ok(()),
+            Place::Nameless(path) => return self.link(path),
+            Place::Temporary(temporary, path) => fs::hard_link(temporary, path).map(|()| temporary.clone()),
+        };
+        let temporary = linked?;
+        self.place = Place::Direct;
+        fs::remove_file(temporary)
+    }
+
     fn link(&self, path: &Path) -> io::Result<()> {
         use std::os::fd::AsRawFd;
         // The empty path needs a capability on kernels before 6.10, the other way needs /proc.
@@ -131,6 +189,12 @@ fn directory(path: &Path) -> &Path {
     }
 }
 
+/// Beginning and end of the name of a file that has not got its own yet.
+const TEMPORARY: (&str, &str) = (".machinen-", ".tmp");
+
+/// A temporary file that changed this short a time ago has a writer.
+const YOUNG: std::time::Duration = std::time::Duration::from_secs(10);
+
 fn temporary(path: &Path) -> PathBuf {
-    directory(path).join(format!(".machinen-{}.tmp", std::process::id()))
+    directory(path).join(format!("{}{}{}", TEMPORARY.0, std::process::id(), TEMPORARY.1))
 }

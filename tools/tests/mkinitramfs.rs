@@ -122,9 +122,22 @@ fn configuration_merges_flags_over_file_over_baked() {
 }
 
 #[test]
+fn disks_come_from_flags_and_need_no_command() {
+    let scratch = Scratch::new();
+    let args = ["minimal", "-", "--root", "/dev/vda:ro", "--mount", "/dev/vdb:/dev/vdc:/a:b"];
+    let done = scratch.run(&args);
+    assert_eq!((code(&done), stderr(&done).as_str()), (0, ""));
+    let config = body(&done.stdout, "machinen-config.json").unwrap();
+    let expected =
+        r#"{"mounts":[{"at":"/a:b","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true}}"#;
+    assert_eq!(String::from_utf8(config).unwrap(), format!("{expected}\n"));
+    assert_eq!(scratch.run(&args).stdout, done.stdout, "the same bytes again");
+}
+
+#[test]
 fn usage_errors_exit_2_and_say_what_to_do() {
     let scratch = Scratch::new();
-    let table: [(&[&str], &str); 13] = [
+    let table: [(&[&str], &str); 18] = [
         (&[], "no layout is given"),
         (&["nonsense", "x"], "there is no layout nonsense"),
         (&["rootfs", "r"], "rootfs takes two arguments: TAR|DIR|- OUT"),
@@ -138,6 +151,11 @@ fn usage_errors_exit_2_and_say_what_to_do() {
         (&["minimal", "out", "--cmd", "a", "--env", "=x"], "impossible name"),
         (&["minimal", "out", "--cmd", "a", "--env", "NOT_SET_HERE"], "NOT_SET_HERE is not set"),
         (&["minimal", "out", "--cmd", "a", "--cwd", "x"], "cwd is not an absolute path"),
+        (&["minimal", "out", "--root", "vda"], "root device \"vda\" is not a device under /dev"),
+        (&["rootfs", "r", "out", "--root", "/dev/vda"], "use the layout minimal or tiny with it"),
+        (&["minimal", "out", "--cmd", "a", "--mount", "/dev/vdb:/dev/vdc"], "not LOWER:UPPER:PATH"),
+        (&["minimal", "out", "--cmd", "a", "--mount", "/dev/vdb::/w"], "mounts upper \"\" is not a device under /dev"),
+        (&["minimal", "out", "--cmd", "a", "--mount", "/dev/vdb:/dev/vdc:w"], "mounts at \"w\" is not a plain"),
     ];
     for (args, why) in table {
         let done = scratch.run(args);

@@ -5,11 +5,12 @@ use std::time::Instant;
 use crate::arch::{self, End, Register, Registers, Step};
 use crate::device::console::{Console, Output};
 use crate::device::uart::Uart;
-use crate::error::Result;
+use crate::error::{Error, Result};
 use crate::kick::{self, Kick};
 use crate::ram::Ram;
 use crate::sys::Ready;
 use crate::terminal::Terminal;
+use crate::virtio::Fault;
 use crate::virtio::device::Device;
 use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
 
@@ -39,6 +40,15 @@ impl Bus {
     /// Ends the machine at the first byte of output.
     pub fn end_at_first_byte(&mut self, on: bool) {
         self.end_at_first_byte = on;
+    }
+
+    /// A device that the guest's driver has stopped by breaking the rules; once for each device.
+    pub fn take_fault(&mut self) -> Option<Error> {
+        self.devices.iter_mut().enumerate().find_map(|(slot, device)| {
+            let Fault(what) = device.take_fault()?;
+            let message = format!("virtio device {slot} stopped until the guest resets it: {what}");
+            Some(Error::guest("GUEST_VIRTIO", message, "a defect or an attack of the guest's driver (virtio 1.2)"))
+        })
     }
 
     /// Every interrupt line and its level.

@@ -30,12 +30,12 @@ const KVM_DEVICE: &str = "/dev/kvm";
 /// The version that KVM has had since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// Boots the guest that `config` describes and runs it to its end.
+/// Boots the guest that `config` describes and runs it to its end; `warn` is told what does not end it.
 ///
 /// The order matters: files first, because reading them may take long and signals still have their usual effect;
 /// RAM before the interrupt controller, because a slot that comes later waits for a grace period; the terminal
 /// last, because nothing after it can fail for a reason of the user's.
-pub fn run(config: &Config) -> Result<End> {
+pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
     let ram_bytes = config.memory_mib << 20;
     let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
     let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
@@ -64,12 +64,12 @@ pub fn run(config: &Config) -> Result<End> {
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(ram, devices, console, kick, terminal);
     bus.end_at_first_byte(config.boot_test);
-    let end = run_to_end(&vm, &mut platform, &mut bus)?;
+    let end = run_to_end(&vm, &mut platform, &mut bus, warn)?;
     bus.finish(end)
 }
 
 /// The loop. Errors of the guest come after its last output.
-fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> {
+fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus, warn: &dyn Fn(&Error)) -> Result<End> {
     let mut step = bus.settle()?;
     loop {
         match step {
@@ -93,6 +93,7 @@ fn run_to_end(vm: &VmFd, platform: &mut Platform, bus: &mut Bus) -> Result<End> 
             step = bus.settle()?;
             set_lines(vm, platform, bus)?;
         }
+        bus.take_fault().iter().for_each(warn);
     }
 }
 

@@ -37,7 +37,7 @@ fn main() {
             }
             _ => 0,
         },
-        Ok(Request::Run(config)) => match machine::run(&config) {
+        Ok(Request::Run(config)) => match machine::run(&config, &|error| report(error, json)) {
             Ok(End::Code(code)) => code.into(),
             Ok(End::PowerOff | End::Reset | End::OutputClosed) => 0,
             Ok(End::FirstByte(moment)) => {
@@ -58,6 +58,12 @@ fn main() {
 
 /// Prints one block on stderr; returns the exit status.
 fn fail(error: &Error, json: bool) -> i32 {
+    report(error, json);
+    FAILED
+}
+
+/// Prints one block on stderr.
+fn report(error: &Error, json: bool) {
     if json {
         say(&error.to_json());
     } else if error.hint().is_empty() {
@@ -65,7 +71,6 @@ fn fail(error: &Error, json: bool) -> i32 {
     } else {
         say(&format!("vmm-min: {}: {error}\n  hint: {}", error.code(), error.hint()));
     }
-    FAILED
 }
 
 /// One block on stderr. Where that cannot be written to, the exit status has to do.

@@ -280,7 +280,9 @@ impl IoVecs {
         // SAFETY: zeros are a message without name, control data and flags.
         let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
         message.msg_iov = self.as_ptr().cast_mut();
-        message.msg_iovlen = self.len();
+        #[allow(clippy::useless_conversion, reason = "an int in musl, a size_t in glibc")]
+        let count = self.count.try_into().unwrap_or_default();
+        message.msg_iovlen = count;
         message
     }
 }

@@ -4,11 +4,46 @@ use std::format;
 use std::string::{String, ToString};
 use std::vec::Vec;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::{Error, Result};
 
-/// What a guest runs. Every key may be absent until all sources are merged.
+/// What flags say.
+#[derive(Clone, Debug, Default)]
+pub struct Parts {
+    /// The command's words.
+    pub cmd: Option<Vec<String>>,
+    /// Names and values.
+    pub env: Vec<(String, String)>,
+    /// The command's working directory.
+    pub cwd: Option<String>,
+    /// The disk of the root file system.
+    pub root: Option<Root>,
+    /// Overlays, in the order to mount them.
+    pub mounts: Vec<Overlay>,
+}
+
+/// The disk of the root file system.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Root {
+    /// Path of the device in the guest.
+    pub device: String,
+    /// Nothing is written to it.
+    pub read_only: bool,
+}
+
+/// A squashfs disk and the ext4 disk of what is written over it, as one directory.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Overlay {
+    /// Path of the squashfs disk's device in the guest.
+    pub lower: String,
+    /// Path of the ext4 disk's device in the guest.
+    pub upper: String,
+    /// Path of the directory in the guest.
+    pub at: String,
+}
+
+/// What a guest runs, and from which disks. Every key may be absent until all sources are merged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
     keys: Map<String, Value>,
@@ -18,7 +53,8 @@ impl Config {
     /// Reads a configuration; `source` names it in errors.
     ///
     /// Refused: what is not an object, a `cmd` that is not a non-empty array of strings, an `env` that is not an object
-    /// of strings under valid names, a `cwd` that is not an absolute path, and NUL in any of them. Other keys pass.
+    /// of strings under valid names, a `cwd` that is not an absolute path, a `root` or `mounts` that /init would refuse,
+    /// and NUL in any of them. Other keys pass.
     pub fn parse(bytes: &[u8], source: &str) -> Result<Self> {
         let bad = |why: String| Error::Config(source.to_string(), why);
         let value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
@@ -30,6 +66,8 @@ impl Config {
                 "cmd" => check_cmd(value),
                 "env" => check_env(value),
                 "cwd" => check_cwd(value),
+                "root" => check_root(value),
+                "mounts" => check_mounts(value),
                 _ => Ok(()),
             }
             .map_err(bad)?;
@@ -37,14 +75,17 @@ impl Config {
         Ok(Config { keys })
     }
 
-    /// A configuration from flags: `cmd` as words, `env` as name and value, `cwd`. Refused as in [`Config::parse`].
-    pub fn of_parts(
-        cmd: Option<Vec<String>>,
-        env: Vec<(String, String)>,
-        cwd: Option<String>,
-        source: &str,
-    ) -> Result<Self> {
+    /// A configuration from flags. Refused as in [`Config::parse`].
+    pub fn of_parts(parts: Parts, source: &str) -> Result<Self> {
+        let Parts { cmd, env, cwd, root, mounts } = parts;
         let mut keys = Map::new();
+        if let Some(Root { device, read_only }) = root {
+            keys.insert("root".to_string(), json!({ "device": device, "ro": read_only }));
+        }
+        if !mounts.is_empty() {
+            let mounts = mounts.into_iter().map(|m| json!({ "lower": m.lower, "upper": m.upper, "at": m.at }));
+            keys.insert("mounts".to_string(), mounts.collect());
+        }
         if let Some(cmd) = cmd {
             let words = cmd.into_iter().map(Value::String).collect();
             keys.insert("cmd".to_string(), Value::Array(words));
@@ -71,6 +112,18 @@ impl Config {
                 }
             }
         }
+    }
+
+    /// Forgets which disks there are: a root file system that goes from machine to machine cannot know that.
+    pub fn without_disks(mut self) -> Self {
+        self.keys.remove("root");
+        self.keys.remove("mounts");
+        self
+    }
+
+    /// Whether the root is on a disk, with a configuration of its own.
+    pub fn has_root(&self) -> bool {
+        self.keys.contains_key("root")
     }
 
     /// Whether no source said anything.
@@ -118,6 +171,44 @@ fn check_cwd(value: &Value) -> core::result::Result<(), String> {
     Err("cwd is not an absolute path".to_string())
 }
 
+fn check_root(value: &Value) -> core::result::Result<(), String> {
+    let root = value.as_object().ok_or("root is not an object")?;
+    check_device(root.get("device"), "root device")?;
+    match root.get("ro") {
+        None | Some(Value::Bool(_)) => Ok(()),
+        Some(_) => Err("root ro is not true or false".to_string()),
+    }
+}
+
+fn check_mounts(value: &Value) -> core::result::Result<(), String> {
+    for mount in value.as_array().ok_or("mounts is not an array")? {
+        check_device(mount.get("lower"), "mounts lower")?;
+        check_device(mount.get("upper"), "mounts upper")?;
+        let at = mount.get("at").unwrap_or(&Value::Null);
+        text(at, "mounts at")?;
+        let at = at.as_str().unwrap_or_default();
+        if !at.strip_prefix('/').is_some_and(|names| is_plain(names.strip_suffix('/').unwrap_or(names))) {
+            return Err(format!("mounts at {at:?} is not a plain absolute path below /"));
+        }
+    }
+    Ok(())
+}
+
+fn check_device(value: Option<&Value>, key: &str) -> core::result::Result<(), String> {
+    let value = value.unwrap_or(&Value::Null);
+    text(value, key)?;
+    let path = value.as_str().unwrap_or_default();
+    if path.strip_prefix("/dev/").is_some_and(is_plain) {
+        return Ok(());
+    }
+    Err(format!("{key} {path:?} is not a device under /dev"))
+}
+
+/// Names between single slashes, none of which means another place.
+fn is_plain(names: &str) -> bool {
+    names.split('/').all(|name| !["", ".", ".."].contains(&name))
+}
+
 fn text(value: &Value, key: &str) -> core::result::Result<(), String> {
     match value.as_str() {
         Some(text) if !text.contains('\0') => Ok(()),
@@ -139,7 +230,8 @@ mod tests {
     fn later_sources_win_key_by_key_and_name_by_name() {
         let mut config = parse(r#"{"cmd":["a"],"env":{"A":"1","B":"2"},"cwd":"/x","extra":[1]}"#).unwrap();
         config.merge(parse(r#"{"env":{"B":"3","C":"4"}}"#).unwrap());
-        config.merge(Config::of_parts(Some(vec!["b".into()]), vec![], Some("/y".into()), "").unwrap());
+        let parts = Parts { cmd: Some(vec!["b".into()]), cwd: Some("/y".into()), ..Parts::default() };
+        config.merge(Config::of_parts(parts, "").unwrap());
         let file = r#"{"cmd":["b"],"cwd":"/y","env":{"A":"1","B":"3","C":"4"},"extra":[1]}"#;
         assert_eq!(config.to_file(), format!("{file}\n"));
     }
@@ -158,10 +250,31 @@ mod tests {
             (r#"{"env":{"A=B":"x"}}"#, "impossible name"),
             (r#"{"env":{"A":1}}"#, "env A has something"),
             (r#"{"cwd":"x"}"#, "cwd is not an absolute path"),
+            (r#"{"root":"/dev/vda"}"#, "root is not an object"),
+            (r#"{"root":{}}"#, "root device has something"),
+            (r#"{"root":{"device":"vda"}}"#, r#"root device "vda" is not a device"#),
+            (r#"{"root":{"device":"/dev/vda","ro":1}}"#, "root ro is not"),
+            (r#"{"mounts":{}}"#, "mounts is not an array"),
+            (r#"{"mounts":[1]}"#, "mounts lower has something"),
+            (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/../b"}]}"#, r#"mounts upper "/dev/../b" is not"#),
+            (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b"}]}"#, "mounts at has something"),
+            (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b","at":"/"}]}"#, r#"mounts at "/" is not a plain"#),
+            (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b","at":"/a/../b"}]}"#, "is not a plain absolute path"),
         ];
         for (text, why) in table {
             let message = parse(text).unwrap_err().to_string();
             assert!(message.contains(why), "{text}: {message}");
         }
+    }
+    #[test]
+    fn disks_from_flags_are_written_as_init_reads_them() {
+        let overlay = Overlay { lower: "/dev/vdb".into(), upper: "/dev/vdc".into(), at: "/work/".into() };
+        let root = Root { device: "/dev/vda".into(), read_only: true };
+        let parts = Parts { root: Some(root), mounts: vec![overlay], ..Parts::default() };
+        let config = Config::of_parts(parts, "").unwrap();
+        assert!(config.has_root() && !config.has_command());
+        let file = r#"{"mounts":[{"at":"/work/","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true}}"#;
+        assert_eq!(config.to_file(), format!("{file}\n"));
+        assert!(config.without_disks().is_empty());
     }
 }

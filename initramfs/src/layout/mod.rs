@@ -1,7 +1,8 @@
 //! The layouts: which sources make up an initramfs, and what every one of them gets besides.
 //!
 //! Every layout has /init, /dev, /proc, /sys, /run, /tmp and /dev/console. The guest's configuration is merged, later
-//! over earlier, from the one that the root file system or bundle brings, the one given as a file, and the flags.
+//! over earlier, from the one that the root file system or bundle brings, the one given as a file, and the flags. With
+//! the root on a disk, /init puts all of that over the configuration on the disk.
 
 pub mod config;
 #[cfg(test)]
@@ -133,7 +134,11 @@ pub fn build(spec: &Spec) -> Result<(Tree, Plan)> {
         config.merge(read_config(path)?);
     }
     config.merge(spec.config.clone());
-    if !config.is_empty() && !config.has_command() {
+    if config.has_root() && !matches!(spec.layout, Layout::Minimal | Layout::Tiny { .. }) {
+        let why = "a root disk takes the place of all files here; use the layout minimal or tiny with it";
+        return Err(Error::Usage(why.to_string()));
+    }
+    if !config.is_empty() && !config.has_command() && !config.has_root() {
         return Err(Error::Config(
             "flags and files together".to_string(),
             "there is no cmd; give one with --cmd".to_string(),
@@ -285,7 +290,8 @@ impl Build<'_> {
                 bytes
             }
         };
-        Config::parse(&bytes, source).map(Some)
+        // A root file system goes from machine to machine and cannot know their disks.
+        Ok(Some(Config::parse(&bytes, source)?.without_disks()))
     }
 
     /// What every layout has.

@@ -9,6 +9,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 
 use tar::{Builder, EntryType, Header};
 
+use super::config::{Parts, Root};
 use super::*;
 use crate::newc::{Item, Kind, Reader};
 use crate::output::Output;
@@ -165,7 +166,7 @@ fn tar_keeps_owners_and_ours_win_at_init() {
     scratch.put("t.tar", &tar);
     let mut spec = scratch.rootfs("t.tar");
     let more = vec![("B".to_string(), "2".to_string())];
-    spec.config = Config::of_parts(None, more, None, "").unwrap();
+    spec.config = Config::of_parts(Parts { env: more, ..Parts::default() }, "").unwrap();
     let archive = bytes(&spec).unwrap();
     let items = items(&archive);
     let tool = items["usr/bin/tool"];
@@ -401,7 +402,40 @@ fn modules_are_listed_in_order() {
 fn a_configuration_without_command_is_refused() {
     let scratch = Scratch::new();
     let mut spec = scratch.spec(Layout::Minimal);
-    spec.config = Config::of_parts(None, vec![], Some("/".into()), "").unwrap();
+    spec.config = Config::of_parts(Parts { cwd: Some("/".into()), ..Parts::default() }, "").unwrap();
     let error = bytes(&spec).unwrap_err();
     assert!(error.to_string().contains("there is no cmd"), "{error}");
+}
+
+#[test]
+fn a_root_disk_needs_no_command_and_no_files() {
+    let scratch = Scratch::new();
+    let root = |read_only| {
+        let root = Root { device: "/dev/vda".into(), read_only };
+        Config::of_parts(Parts { root: Some(root), ..Parts::default() }, "").unwrap()
+    };
+    let mut spec = scratch.spec(Layout::Minimal);
+    spec.config = root(false);
+    let archive = bytes(&spec).unwrap();
+    assert_eq!(items(&archive)[CONFIG_NAME].data, b"{\"root\":{\"device\":\"/dev/vda\",\"ro\":false}}\n");
+    assert_eq!(bytes(&spec).unwrap(), archive, "the same bytes again");
+    scratch.put("b/machinen-config.json", r#"{"env":{"A":"1"},"root":{"device":"/dev/vdz"}}"#);
+    let mut spec = scratch.spec(Layout::Tiny { bundle: scratch.0.join("b") });
+    spec.config = root(true);
+    let expected = b"{\"env\":{\"A\":\"1\"},\"root\":{\"device\":\"/dev/vda\",\"ro\":true}}\n";
+    assert_eq!(items(&bytes(&spec).unwrap())[CONFIG_NAME].data, expected);
+    scratch.put("r/file", "lost");
+    let mut spec = scratch.rootfs("r");
+    spec.config = root(false);
+    assert_eq!(bytes(&spec).unwrap_err().code(), "MKINITRAMFS_USAGE");
+}
+
+#[test]
+fn a_root_file_system_does_not_say_which_disks_there_are() {
+    let scratch = Scratch::new();
+    let baked =
+        r#"{"cmd":["x"],"root":{"device":"/dev/vda"},"mounts":[{"lower":"/dev/a","upper":"/dev/b","at":"/w"}]}"#;
+    scratch.put("r/machinen-config.json", baked);
+    let archive = bytes(&scratch.rootfs("r")).unwrap();
+    assert_eq!(items(&archive)[CONFIG_NAME].data, b"{\"cmd\":[\"x\"]}\n");
 }

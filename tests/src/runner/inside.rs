@@ -20,8 +20,6 @@ const ASSETS: &str = "/tmp/lab/assets";
 
 /// The programs and assets that tests may ask for; those that exist are brought in.
 const BINS: &[&str] = &["vmm-min", "machinen-mkinitramfs", "init", "machinen-probe", "machinen-vsock-peer"];
-/// Variables that go with the tests.
-const PASSED_ON: &[&str] = &["MACHINEN_SOAK"];
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", ROOTFS];
 
@@ -77,7 +75,9 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
     // Each test has its own limit inside; this one is for a lab that hangs.
     job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
     job.env.push(("TMPDIR".into(), "/tmp".into()));
-    job.env.extend(PASSED_ON.iter().filter_map(|name| Some(((*name).into(), std::env::var_os(name)?))));
+    if crate::soak() {
+        job.env.push(("MACHINEN_SOAK".into(), "1".into()));
+    }
 
     let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
     job.files.push((own, RUNNER.into()));

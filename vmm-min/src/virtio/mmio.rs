@@ -81,15 +81,17 @@ pub struct Mmio<B> {
     backend: B,
     /// Any descriptor of the host's may be ready.
     woken: bool,
-    /// The first fault of the guest's that stopped the device and that nobody has taken yet.
+    /// What stopped the device first.
     fault: Option<Fault>,
+    /// Somebody has been told of it. Later ones are not worth a word: a guest could make any number of them.
+    fault_taken: bool,
 }
 
 impl<B: Backend> Mmio<B> {
     /// The device after power-on.
     pub fn new(backend: B) -> Mmio<B> {
         let queues: Vec<Queue> = backend.queues().iter().map(|most| Queue::new(*most)).collect();
-        Mmio { registers: Registers::new(&queues), queues, backend, woken: true, fault: None }
+        Mmio { registers: Registers::new(&queues), queues, backend, woken: true, fault: None, fault_taken: false }
     }
 
     /// Level of the interrupt line.
@@ -107,9 +109,11 @@ impl<B: Backend> Mmio<B> {
         &mut self.backend
     }
 
-    /// What the driver did wrong, the first time that this is asked.
+    /// What the driver did wrong first; only told once.
     pub fn take_fault(&mut self) -> Option<Fault> {
-        self.fault.take()
+        let fault = self.fault.filter(|_| !self.fault_taken);
+        self.fault_taken |= fault.is_some();
+        fault
     }
 
     /// The guest reads `bytes.len()` bytes at `offset` of the window.

@@ -197,3 +197,105 @@ pub fn descriptor(at: u64, bytes: u32, flags: u16, next: u16) -> [u8; 16] {
     descriptor[14..].copy_from_slice(&next.to_le_bytes());
     descriptor
 }
+
+/// Drives a device by `data`, which is a hostile guest: a list of operations, each a byte and its arguments. The guest
+/// that a fuzzer found runs again as a unit test ([`crate::virtio`]'s tests replay the corpus).
+///
+/// Panics, hangs and accesses outside RAM are what to look for; there is nothing to return.
+pub fn run_hostile_guest<B: Backend>(backend: B, data: &[u8]) {
+    thread_local! {
+        // A RAM cannot be unmapped, so all guests of a thread have the same.
+        static RAM: std::cell::RefCell<Option<Ram>> = const { std::cell::RefCell::new(None) };
+    }
+    let ram = RAM.take().unwrap_or_else(ram);
+    assert!(ram.give_back(GuestAddress(0), RAM_BYTES).is_ok(), "pages of zeros");
+    let mut driver = Driver::with_ram(backend, EVENT_IDX | INDIRECT, ram);
+    let offered = u64::from(driver.read(0x10));
+    driver.start(VERSION_1 | offered);
+    let mut input = Input(data);
+    while let Some(operation) = input.byte() {
+        hostile_step(&mut driver, operation, &mut input);
+    }
+    RAM.set(Some(driver.ram));
+}
+
+fn hostile_step<B: Backend>(driver: &mut Driver<B>, operation: u8, input: &mut Input<'_>) {
+    let queues = driver.cursors.len();
+    match operation % 10 {
+        0 => driver.notify(usize::from(input.arg()) % (queues + 1)),
+        1 => {
+            let (register, value) = (u64::from(input.arg()) * 4, input.word());
+            driver.write(register, value);
+        }
+        2 => {
+            let (at, count) = (u64::from(input.half()), usize::from(input.arg()));
+            let bytes = input.bytes(count).to_vec();
+            driver.put(at, &bytes);
+        }
+        3 => {
+            driver.read(u64::from(input.arg()) * 4);
+        }
+        4 => {
+            let offered = u64::from(driver.read(0x10));
+            let refused = u64::from(input.word());
+            driver.start(VERSION_1 | (offered & !refused));
+        }
+        5 => {
+            driver.device.woken();
+            driver.device.settle(&driver.ram);
+        }
+        6 => {
+            let (queue, head) = (usize::from(input.arg()) % queues, input.arg().into());
+            driver.offer(queue, head);
+        }
+        7 => {
+            let (queue, index) = (usize::from(input.arg()) % queues, u16::from(input.arg()) % RING_ENTRIES);
+            let (at, bytes) = (u64::from(input.word()), input.word());
+            let (flags, next) = (input.half(), input.half());
+            driver.descriptor(queue, index, at, bytes, flags, next);
+        }
+        8 => {
+            let (offset, count) = (u64::from(input.half()), usize::from(input.arg()) % 9);
+            let mut bytes = vec![0; count];
+            driver.device.read(offset, &mut bytes);
+            driver.device.write(&driver.ram, offset, &bytes);
+        }
+        _ => {
+            // A request as a driver would make it: a header of the fuzzer's, and some room.
+            let queue = usize::from(input.arg()) % queues;
+            let (count, room) = (usize::from(input.arg()), u32::from(input.half()));
+            let header = input.bytes(count).to_vec();
+            driver.request(queue, &[&header], &[room, 1]);
+            driver.notify(queue);
+        }
+    }
+}
+
+/// Bytes taken from the front; zeros after their end.
+struct Input<'a>(&'a [u8]);
+
+impl<'a> Input<'a> {
+    fn byte(&mut self) -> Option<u8> {
+        let (first, rest) = self.0.split_first()?;
+        self.0 = rest;
+        Some(*first)
+    }
+
+    fn arg(&mut self) -> u8 {
+        self.byte().unwrap_or(0)
+    }
+
+    fn half(&mut self) -> u16 {
+        u16::from_le_bytes([self.arg(), self.arg()])
+    }
+
+    fn word(&mut self) -> u32 {
+        u32::from_le_bytes([self.arg(), self.arg(), self.arg(), self.arg()])
+    }
+
+    fn bytes(&mut self, count: usize) -> &'a [u8] {
+        let (now, rest) = self.0.split_at(count.min(self.0.len()));
+        self.0 = rest;
+        now
+    }
+}

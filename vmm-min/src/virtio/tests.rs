@@ -76,9 +76,13 @@ fn a_reset_is_possible_at_any_moment() {
     driver.offer(0, RING_ENTRIES + 1);
     driver.notify(0);
     assert!(is_stopped(&driver));
+    assert!(driver.device.take_fault().is_some());
     driver.put(driver.rings(0), &[0; 0x1000]);
     driver.start(1 << 32);
     assert!(answers(&mut driver), "a reset mends a fault");
+    driver.offer(0, RING_ENTRIES + 1);
+    driver.notify(0);
+    assert_eq!(driver.device.take_fault(), None, "told once");
     driver.write(0x70, 0);
     assert_eq!((driver.read(0x70), driver.read(0x60), driver.read(0x44)), (0, 0, 0));
     driver.put(driver.rings(0), &[0; 0x1000]);
@@ -217,4 +221,30 @@ fn what_the_balloon_reports_free_is_given_back() {
     other.load(&driver.ram, state.clone()).expect("the same kind");
     assert_eq!(other.save(), state, "the count goes on");
     std::fs::remove_file(stats).expect("clean up");
+}
+
+/// Runs every hostile guest of a fuzz target's corpus.
+fn replay<B: super::Backend>(target: &str, device: impl Fn() -> B) {
+    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let mut guests = 0;
+    for entry in std::fs::read_dir(&corpus).expect("the corpus") {
+        let data = std::fs::read(entry.expect("an entry").path()).expect("an input");
+        super::testing::run_hostile_guest(device(), &data);
+        guests += 1;
+    }
+    assert!(guests > 0, "{} is empty", corpus.display());
+}
+
+#[test]
+fn hostile_guests_of_the_corpus_harm_nobody() {
+    replay("queue", Rng::default);
+    replay("balloon", || Balloon::new(Stats::default()));
+    let image = std::env::temp_dir().join(format!("machinen-hostile-{}", std::process::id()));
+    std::fs::write(&image, [0x5a; 64 << 10]).expect("a writable temporary directory");
+    replay("blk", || {
+        let path = image.to_str().expect("text");
+        super::blk::Blk::new(crate::disk::Disk::open(path, crate::disk::Access::CopyOnWrite).expect("a disk"))
+    });
+    assert_eq!(std::fs::read(&image).expect("the image"), [0x5a; 64 << 10]);
+    std::fs::remove_file(image).expect("clean up");
 }

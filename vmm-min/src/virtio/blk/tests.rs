@@ -9,7 +9,7 @@ use proptest::prelude::{Strategy, any, prop, prop_oneof, proptest};
 
 use super::Blk;
 use crate::disk::{Access, Disk};
-use crate::virtio::mmio::Status;
+use crate::virtio::mmio::{Mmio, Status};
 use crate::virtio::testing::{Driver, ram};
 
 const IMAGE_BYTES: usize = 64 << 10;
@@ -243,6 +243,24 @@ fn the_last_sector_may_go_beyond_the_image() {
     assert_eq!(request(&mut driver, OUT, 9, &[3; 512], 0).0, OK);
     expected[9 * 512..].fill(3);
     assert_eq!(read(&mut driver, 0, 5120), expected);
+}
+
+#[test]
+fn a_state_goes_on_where_it_was() {
+    let image = Image::pattern();
+    let mut driver = image.open(Access::InPlace);
+    assert_eq!(request(&mut driver, OUT, 1, &[9; 512], 0).0, OK);
+    // Offered, not done yet.
+    let header = header(IN, 1);
+    let places = driver.request(0, &[&header], &[512, 1]);
+    let state = driver.device.save();
+    let other = Image::pattern();
+    driver.device = Mmio::new(Blk::new(Disk::open(other.path(), Access::InPlace).expect("a disk")));
+    driver.device.load(&driver.ram, state.clone()).expect("the same kind");
+    assert_eq!(driver.device.save(), state);
+    driver.device.settle(&driver.ram);
+    assert_eq!(driver.used(0).map(|(_, bytes)| bytes), Some(513));
+    assert_eq!(driver.get(places[0], 512), pattern()[512..1024], "from the disk that is there now");
 }
 
 /// What a guest does to a disk: where, and for how long, in sectors.

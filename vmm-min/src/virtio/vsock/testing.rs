@@ -5,13 +5,15 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU32, Ordering};
 
+use vm_memory::GuestAddress;
+
 use super::bridge::Bridge;
 use super::packet::{GUEST_CID, HEADER_BYTES, HEADER_WRITTEN, HOST_CID, Header, Operation, STREAM};
 use super::stream::Key;
 use super::{EVENTS, FROM_GUEST, TO_GUEST, Vsock};
 use crate::ram::Ram;
 use crate::sys;
-use crate::virtio::testing::{Driver, EVENT_IDX, RING_ENTRIES, WRITE};
+use crate::virtio::testing::{Driver, EVENT_IDX, RAM_BYTES, RING_ENTRIES, WRITE};
 
 /// Where the buffers for packets to the guest are, beyond those of [`Driver::request`].
 const BUFFERS: u64 = 0x20_0000;
@@ -24,16 +26,27 @@ pub struct Guest {
     pub driver: Driver<Vsock>,
     /// Buffers are given back to the device when they have been read.
     pub reposts: bool,
-    directory: PathBuf,
+    directory: Directory,
+}
+
+/// A directory that is removed when dropped.
+#[derive(Debug)]
+pub struct Directory(pub PathBuf);
+
+impl Drop for Directory {
+    fn drop(&mut self) {
+        // Nobody is left to tell, and the directory is temporary.
+        let _: std::io::Result<()> = std::fs::remove_dir_all(&self.0);
+    }
 }
 
 /// A new directory.
-pub fn directory() -> PathBuf {
+pub fn directory() -> Directory {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let number = NUMBER.fetch_add(1, Ordering::Relaxed);
     let path = std::env::temp_dir().join(format!("machinen-vsock-{}-{number}", std::process::id()));
     std::fs::create_dir_all(&path).expect("a writable temporary directory");
-    path
+    Directory(path)
 }
 
 /// A device with these bridges, their sockets in `directory`.
@@ -64,13 +77,18 @@ pub fn packet(guest_port: u32, host_port: u32, operation: Operation) -> Header {
 impl Guest {
     /// A guest with these bridges; their sockets are in its directory.
     pub fn new(bridges: &[&str]) -> Guest {
-        let directory = directory();
-        let device = device(&directory, bridges);
-        Guest::with(device, directory, crate::virtio::testing::ram())
+        Guest::with_ram(bridges, crate::virtio::testing::ram())
     }
 
-    /// A guest with a device and RAM from before.
-    pub fn with(device: Vsock, directory: PathBuf, ram: Ram) -> Guest {
+    /// The same with RAM from before.
+    pub fn with_ram(bridges: &[&str], ram: Ram) -> Guest {
+        let directory = directory();
+        let device = device(&directory.0, bridges);
+        Guest::with(device, directory, ram)
+    }
+
+    /// A guest with a device from before, too.
+    pub fn with(device: Vsock, directory: Directory, ram: Ram) -> Guest {
         let mut guest = Guest { driver: Driver::with_ram(device, EVENT_IDX, ram), reposts: true, directory };
         for head in 0..RING_ENTRIES {
             guest.post(head);
@@ -81,7 +99,7 @@ impl Guest {
 
     /// A path in its directory.
     pub fn path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        self.directory.0.join(name)
     }
 
     /// Listens at a name in its directory.
@@ -161,17 +179,20 @@ impl Guest {
     }
 }
 
-impl Drop for Guest {
-    fn drop(&mut self) {
-        // Nobody is left to tell, and the directory is temporary.
-        let _: std::io::Result<()> = std::fs::remove_dir_all(&self.directory);
-    }
-}
-
 /// Does what `bytes` say to a device: packets of any content, buffers given and withheld, clients that come, write and go.
 /// For fuzzing; panics where the device breaks a promise.
 pub fn fuzz(bytes: &[u8]) {
-    let mut guest = Guest::new(&["in:7:in", "out:1:out", "hybrid:any"]);
+    thread_local! {
+        // A RAM cannot be unmapped, so all guests of a thread have the same.
+        static RAM: std::cell::RefCell<Option<Ram>> = const { std::cell::RefCell::new(None) };
+    }
+    let ram = RAM.take().unwrap_or_else(crate::virtio::testing::ram);
+    assert!(ram.give_back(GuestAddress(0), RAM_BYTES).is_ok(), "pages of zeros");
+    let guest = fuzz_guest(Guest::with_ram(&["in:7:in", "out:1:out", "hybrid:any"], ram), bytes);
+    RAM.set(Some(guest.driver.ram));
+}
+
+fn fuzz_guest(mut guest: Guest, bytes: &[u8]) -> Guest {
     let host = guest.listen("out");
     host.set_nonblocking(true).expect("a listener");
     let mut clients: Vec<UnixStream> = Vec::new();
@@ -226,4 +247,5 @@ pub fn fuzz(bytes: &[u8]) {
         assert!(streams <= super::table::MOST_STREAMS, "{streams} streams");
         assert!(held <= streams * super::credit::BUF_ALLOC as usize, "{held} bytes held by {streams} streams");
     }
+    guest
 }

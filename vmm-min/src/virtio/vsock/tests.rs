@@ -161,9 +161,9 @@ fn connections_that_nobody_takes_are_refused() {
 #[test]
 fn a_client_waits_for_the_guest() {
     let directory = directory();
-    let device = device(&directory, &["in:7:in"]);
+    let device = device(&directory.0, &["in:7:in"]);
     // Before there is a driver.
-    let mut client = UnixStream::connect(directory.join("in")).unwrap();
+    let mut client = UnixStream::connect(directory.0.join("in")).unwrap();
     client.write_all(b"early").unwrap();
     let mut guest = Guest::with(device, directory, ram());
     let key = Key { guest_port: 7, host_port: FIRST_PORT };
@@ -432,7 +432,7 @@ fn a_saved_device_goes_on_without_its_streams() {
     let directory = directory();
     let ram = std::mem::replace(&mut guest.driver.ram, ram());
     // The same guest with another device.
-    let restored = device(&directory, &["out:1:out"]);
+    let restored = device(&directory.0, &["out:1:out"]);
     guest.driver.ram = ram;
     guest.driver.device = crate::virtio::mmio::Mmio::new(restored);
     guest.driver.device.load(&guest.driver.ram, state).expect("loads");
@@ -445,9 +445,8 @@ fn a_saved_device_goes_on_without_its_streams() {
     }
     assert_eq!(operations.last(), Some(&Operation::Reset.number()));
     assert!(guest.driver.used(FROM_GUEST).is_some(), "what was held comes back");
-    let listener = UnixListener::bind(directory.join("out")).unwrap();
+    let listener = UnixListener::bind(directory.0.join("out")).unwrap();
     open_another(&mut guest, &listener, KEY);
-    std::fs::remove_dir_all(directory).unwrap();
 }
 
 #[test]

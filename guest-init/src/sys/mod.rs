@@ -1,7 +1,10 @@
 //! The system calls, each a safe function of a few lines.
 
+pub mod files;
+pub mod net;
+
 use alloc::vec::Vec;
-use core::ffi::{CStr, c_int, c_ulong};
+use core::ffi::{CStr, c_int};
 use core::fmt;
 use core::mem::{MaybeUninit, size_of};
 use core::ptr::{null, null_mut};
@@ -128,12 +131,6 @@ impl Fd {
         check(unsafe { libc::ioctl(self.0, request as _, &raw const line) }).map(drop)
     }
 
-    /// Waits until a terminal has sent everything.
-    pub fn drain(&self) {
-        // SAFETY: an integer in. There is nobody to tell about a failure, and nothing to do about it.
-        unsafe { libc::tcdrain(self.0) };
-    }
-
     /// finit_module(2).
     pub fn load_module(&self, parameters: &CStr, flags: c_int) -> Result<()> {
         // SAFETY: the parameters are terminated.
@@ -149,9 +146,12 @@ impl Drop for Fd {
     }
 }
 
-/// The whole content of a file; files of /proc say no size.
+/// No file that PID 1 reads is larger.
+const MAX_FILE_BYTES: usize = 16 << 20;
+
+/// The whole content of a file; files of /proc say no size. A pipe or a device without end is refused, not waited for.
 pub fn read_file(path: &CStr) -> Result<Vec<u8>> {
-    let file = Fd::open(path, libc::O_RDONLY)?;
+    let file = Fd::open(path, libc::O_RDONLY | libc::O_NONBLOCK)?;
     let mut content = Vec::new();
     loop {
         let start = content.len();
@@ -160,6 +160,9 @@ pub fn read_file(path: &CStr) -> Result<Vec<u8>> {
         content.truncate(start + count);
         if count == 0 {
             return Ok(content);
+        }
+        if content.len() > MAX_FILE_BYTES {
+            return Err(Errno(libc::EFBIG));
         }
     }
 }
@@ -194,13 +197,6 @@ pub fn symlink(target: &CStr, name: &CStr) {
     unsafe { libc::symlink(target.as_ptr(), name.as_ptr()) };
 }
 
-/// mount(2).
-pub fn mount(fstype: &CStr, target: &CStr, flags: c_ulong, options: &CStr) -> Result<()> {
-    // SAFETY: all strings are terminated.
-    check(unsafe { libc::mount(fstype.as_ptr(), target.as_ptr(), fstype.as_ptr(), flags, options.as_ptr().cast()) })
-        .map(drop)
-}
-
 /// Reads a clock.
 pub fn clock(id: libc::clockid_t) -> Result<Time> {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
@@ -214,27 +210,6 @@ pub fn set_clock(time: Time) -> Result<()> {
     let time = libc::timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
     // SAFETY: the structure is live.
     check(unsafe { libc::clock_settime(libc::CLOCK_REALTIME, &raw const time) }).map(drop)
-}
-
-/// netdevice(7), with the types that ioctl and the structure have.
-const SIOCGIFFLAGS: libc::Ioctl = 0x8913;
-const SIOCSIFFLAGS: libc::Ioctl = 0x8914;
-const IFF_UP: libc::c_short = 1;
-
-/// Switches the loopback interface on.
-pub fn loopback_up() -> Result<()> {
-    // SAFETY: the request is a structure of plain integers for which zeroes are valid, with a terminated name; the
-    // kernel reads and writes it only during the calls.
-    unsafe {
-        let socket = Fd(check(libc::socket(libc::AF_INET, libc::SOCK_DGRAM | libc::SOCK_CLOEXEC, 0))?);
-        let mut request: libc::ifreq = core::mem::zeroed();
-        for (to, from) in request.ifr_name.iter_mut().zip(*b"lo") {
-            *to = libc::c_char::from_ne_bytes([from]);
-        }
-        check(libc::ioctl(socket.0, SIOCGIFFLAGS, &raw mut request))?;
-        request.ifr_ifru.ifru_flags |= IFF_UP;
-        check(libc::ioctl(socket.0, SIOCSIFFLAGS, &raw mut request)).map(drop)
-    }
 }
 
 /// What to wait for: a descriptor (negative: none) and `POLL*` events.
@@ -302,10 +277,10 @@ pub fn exit_now(code: u8) -> ! {
     unsafe { libc::_exit(code.into()) }
 }
 
-/// kill(2). A process that is gone is no concern of ours.
-pub fn kill(pid: c_int, signal: c_int) {
+/// kill(2).
+pub fn kill(pid: c_int, signal: c_int) -> Result<()> {
     // SAFETY: integers in.
-    unsafe { libc::kill(pid, signal) };
+    check(unsafe { libc::kill(pid, signal) }).map(drop)
 }
 
 /// The next child that has ended: its number and wait status. `None` when there is none now.
@@ -314,6 +289,43 @@ pub fn reap() -> Option<(c_int, c_int)> {
     // SAFETY: waitpid writes one int.
     let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
     (pid > 0).then_some((pid, status))
+}
+
+/// Reaps the children that have ended; true when none is left.
+pub fn reap_all() -> bool {
+    while reap().is_some() {}
+    // SAFETY: with WNOWAIT and no place for it, nothing is written and nothing is reaped.
+    let result = unsafe { libc::waitid(libc::P_ALL, 0, null_mut(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
+    result < 0
+}
+
+/// Tries every millisecond until `attempt` gives something; `None` when it has not after `limit_ms`.
+pub fn within<T>(limit_ms: i64, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
+    let now_ms =
+        || clock(libc::CLOCK_MONOTONIC).map_or(i64::MAX, |t| t.seconds * 1000 + i64::from(t.nanoseconds) / 1_000_000);
+    let deadline_ms = now_ms().saturating_add(limit_ms);
+    loop {
+        if let Some(found) = attempt() {
+            return Some(found);
+        }
+        if now_ms() >= deadline_ms {
+            return None;
+        }
+        // SAFETY: no descriptors, so the array is not looked at.
+        unsafe { libc::poll(null_mut(), 0, 1) };
+    }
+}
+
+/// Sets the name of the machine.
+pub fn set_host_name(name: &[u8]) {
+    // SAFETY: pointer and length describe the live bytes. A name that is too long is refused and not ours to mend.
+    unsafe { libc::sethostname(name.as_ptr().cast(), name.len()) };
+}
+
+/// Waits until the terminal behind the standard error has sent everything.
+pub fn drain_stderr() {
+    // SAFETY: an integer in. There is nobody to tell about a failure, and nothing to do about it.
+    unsafe { libc::tcdrain(2) };
 }
 
 /// Ctrl-Alt-Del becomes SIGINT for PID 1 instead of a reset.
