@@ -107,11 +107,17 @@ impl Guest {
         UnixListener::bind(self.path(name)).expect("a socket")
     }
 
-    /// Connects to a name in its directory, and lets the device see it.
-    pub fn connect(&mut self, name: &str) -> UnixStream {
-        let stream = UnixStream::connect(self.path(name)).expect("a connection");
+    /// Connects to a name in its directory, and lets the device see it. `None`: too many wait already.
+    pub fn try_connect(&mut self, name: &str) -> Option<UnixStream> {
+        let stream = super::listener::connect(&self.path(name)).ok()?;
+        stream.set_nonblocking(false).expect("a socket");
         self.wake();
-        stream
+        Some(stream)
+    }
+
+    /// The same where nobody waits.
+    pub fn connect(&mut self, name: &str) -> UnixStream {
+        self.try_connect(name).expect("a connection")
     }
 
     /// Gives the device a buffer for a packet.
@@ -222,8 +228,8 @@ fn fuzz_guest(mut guest: Guest, bytes: &[u8]) -> Guest {
                 }
             }
             7 => guest.send(Header { operation: Operation::Data.number(), ..last }, argument),
-            8 => clients.push(guest.connect("in")),
-            9 => clients.push(guest.connect("any")),
+            8 => clients.extend(guest.try_connect("in")),
+            9 => clients.extend(guest.try_connect("any")),
             10 => clients.iter_mut().for_each(|client| {
                 client.set_nonblocking(true).expect("a socket");
                 // It may be gone.
