@@ -24,7 +24,7 @@ not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test soak fuzz check lint bench rootfs lab deps build clean
+.PHONY: help demo test soak fuzz check lint bench kernel rootfs lab deps build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -32,10 +32,10 @@ help: ## show this
 demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh machine on
 	@fixtures/demo $(out) $(assets)
 
-test: deps lab rootfs build ## all tests, Linux guests included (in the lab where the host cannot run them)
+test: deps lab rootfs kernel build ## all tests, Linux guests included (in the lab where the host cannot run them)
 	@$(out)/machinen-test $(TEST_ARGS)
 
-soak: deps lab rootfs build ## what takes long: gigabytes through vsock and network, longer fuzzing
+soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock and network, longer fuzzing
 	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --filter linux_ $(TEST_ARGS)
 	@fixtures/fuzz 300
 
@@ -53,6 +53,9 @@ lint: deps ## format and lints for both architectures
 
 bench: deps build ## every figure beside what it is compared with, also in target/bench/report.json
 	@cargo bench --quiet -p machinen-benches --bench '*' --target $(target)
+
+kernel: deps ## the tuned guest kernel, cached; ARCH=name as in uname -m
+	@fixtures/kernel/build $(or $(ARCH),$(arch))
 
 rootfs: deps ## the root file system for test guests, cached
 	@fixtures/lab/rootfs $(debian_arch)

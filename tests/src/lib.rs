@@ -53,7 +53,11 @@ pub fn bin(name: &str) -> PathBuf {
 #[must_use]
 pub fn asset(name: &str) -> PathBuf {
     let path = set("MACHINEN_TEST_ASSETS").unwrap_or_else(lab::assets_dir).join(name);
-    let target = if name.starts_with("rootfs-") { "rootfs" } else { "lab" };
+    let target = match name {
+        "vmlinux-tuned" => "kernel",
+        name if name.starts_with("rootfs-") => "rootfs",
+        _ => "lab",
+    };
     assert!(path.exists(), "{} is missing; run: make {target}", path.display());
     path
 }

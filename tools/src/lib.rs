@@ -3,12 +3,13 @@
 //! - [`diagnostic`]: how a tool reports a failure and with which exit code it ends.
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
+//! - [`outdir`]: the same for a directory.
 //! - [`assets`]: where the programs that a guest needs are found.
 //! - [`program`]: what every tool's `main` does.
 //! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
-//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`]: the work of the programs of these names.
+//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`]: the work of the programs of these names.
 
 #![forbid(unsafe_code)]
 
@@ -19,8 +20,10 @@ pub mod e2fsck;
 pub mod ext4;
 pub mod fault;
 pub mod imagecache;
+pub mod kernel;
 pub mod mkinitramfs;
 pub mod mountdisk;
+pub mod outdir;
 pub mod outfile;
 pub mod phases;
 pub mod program;

@@ -68,6 +68,9 @@ pub struct Args {
     /// kernel module for /init to load; repeatable, loaded in this order
     #[argh(option)]
     pub module: Vec<String>,
+    /// directory of machinen-kernel modules --out: all modules in it, before those of --module
+    #[argh(option)]
+    pub modules: Option<String>,
     /// keep the owners of files that come from a directory
     #[argh(switch)]
     pub keep_owners: bool,
@@ -193,6 +196,11 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
     let mounts = args.mount.into_iter().map(|text| mount(&plain(text))).collect::<Result<_, _>>()?;
     let parts = Parts { cmd: words, env, cwd, root, mounts };
     let config = Config::of_parts(parts, "flags").map_err(|e| diagnostic(e).usage())?;
+    let mut modules = match args.modules.map(plain) {
+        Some(dir) => crate::kernel::modules::packed(dir.as_ref())?,
+        None => Vec::new(),
+    };
+    modules.extend(args.module.into_iter().map(|path| plain(path).into()));
     let excludes = args.exclude.into_iter().map(plain).collect::<Vec<_>>();
     Ok(Spec {
         layout,
@@ -200,7 +208,7 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
         config_file: args.config.map(|path| plain(path).into()),
         config,
         excludes: Some(excludes).filter(|list| !list.is_empty()),
-        modules: args.module.into_iter().map(|path| plain(path).into()).collect(),
+        modules,
         keep_owners: args.keep_owners,
         epoch: epoch()?,
         output: None,

@@ -21,6 +21,7 @@ are the command's; 125 when the lab failed. make lab makes the lab.
   --out GUEST:HOST   bring one back when the command has ended, in whatever way
   --env NAME=VALUE   add to the environment, which is empty but for PATH and HOME
   --limit SECONDS    kill the lab after that time, boot included (default 300)
+  --counting         its clock counts instructions, a nanosecond each: times that repeat
   --memory MIB       memory of the lab, files included (default 3072)
 ";
 
@@ -67,8 +68,13 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
             job.argv.push(arg);
             break;
         };
-        if option == "--" {
-            break;
+        match option.as_str() {
+            "--" => break,
+            "--counting" => {
+                job.counting = true;
+                continue;
+            }
+            _ => {}
         }
         let value = args.next().ok_or(format!("{option} needs a value"))?;
         let number =

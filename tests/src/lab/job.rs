@@ -23,6 +23,8 @@ pub struct Job {
     pub wanted: Vec<(PathBuf, PathBuf)>,
     /// Memory of the machine. All files in the lab live in it.
     pub memory_mib: u32,
+    /// Its clock counts instructions: one is a nanosecond. Slower, but a time is the same whatever else the host does.
+    pub counting: bool,
     /// The machine, its boot included, is killed when it takes longer.
     pub limit: Duration,
 }
@@ -45,6 +47,7 @@ impl Job {
             files: Vec::new(),
             wanted: Vec::new(),
             memory_mib: 3072,
+            counting: false,
             limit: Duration::from_mins(5),
         }
     }

@@ -29,9 +29,12 @@ const ARCH: &str = "amd64";
 const QEMU: &str = "qemu-system-x86_64";
 /// One processor: with two, QEMU 7.2 runs a stale int3 now and then while the kernel patches itself, and panics. `EPYC`
 /// rather than `max`: without 5-level page tables and what else a nested guest pays for, it boots a third faster.
-const MACHINE: &[&str] =
-    &["-M", "q35", "-accel", "tcg,thread=multi", "-cpu", "EPYC,check=off", "-smp", "1", "-bios", "qboot.rom"];
-const CMDLINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable cryptomgr.notests";
+const MACHINE: &[&str] = &["-M", "q35", "-cpu", "EPYC,check=off", "-smp", "1", "-bios", "qboot.rom"];
+const ACCEL: &[&str] = &["-accel", "tcg,thread=multi"];
+/// A nanosecond for each instruction, and no waiting: times that depend on nothing but the work.
+const COUNTING: &[&str] = &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"];
+const CMDLINE: &str =
+    "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable no_timer_check cryptomgr.notests";
 
 /// The virtio ports, in the order of the descriptors.
 const PORTS: [&str; 4] = ["stdout", "stderr", "files", "end"];
@@ -72,7 +75,7 @@ impl Lab {
         let mark = job::mark().map_err(Error::host("read", Path::new("/dev/urandom")))?;
         let disk = anonymous_file()?;
         job.write_disk(&disk, &mark)?;
-        let mut machine = Machine::start(&self.dir, job.memory_mib, &disk)?;
+        let mut machine = Machine::start(&self.dir, job, &disk)?;
         let mut files = anonymous_file()?;
         let code = machine.serve(deadline, &mark, [stdout, stderr, &mut files]);
         machine.stop();
@@ -110,7 +113,7 @@ impl End {
 }
 
 impl Machine {
-    fn start(dir: &Path, memory_mib: u32, disk: &File) -> Result<Self, Error> {
+    fn start(dir: &Path, job: &Job, disk: &File) -> Result<Self, Error> {
         let host = Error::host("start", Path::new(QEMU));
         let (ours, theirs) = (|| {
             let [a, b, c, d] = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
@@ -125,8 +128,9 @@ impl Machine {
         };
 
         let mut command = Command::new(QEMU);
-        command.args(MACHINE).args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-m", &memory_mib.to_string(), "-append", CMDLINE]);
+        command.args(MACHINE).args(if job.counting { COUNTING } else { ACCEL });
+        command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
+        command.args(["-m", &job.memory_mib.to_string(), "-append", CMDLINE]);
         command.arg("-kernel").arg(dir.join("vmlinux")).arg("-initrd").arg(dir.join("lab.cpio"));
         command.args(["-chardev", "file,id=log,append=on,path=/proc/self/fd/1", "-serial", "chardev:log"]);
         let disk_path = format!("/proc/self/fd/{}", disk.as_raw_fd());

@@ -21,7 +21,7 @@ const ASSETS: &str = "/tmp/lab/assets";
 /// The programs and assets that tests may ask for; those that exist are brought in.
 const BINS: &[&str] = &["vmm-min", "machinen-mkinitramfs", "init", "machinen-probe", "machinen-vsock-peer"];
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
-const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", ROOTFS];
+const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", ROOTFS];
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;

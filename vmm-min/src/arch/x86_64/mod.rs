@@ -10,6 +10,7 @@
 //! 0x0000_c000  kernel command line
 //! 0x0009_fc00  ---- end of low RAM in the e820 map ----
 //! 0x000e_0000  ACPI: RSDP first, then the tables
+//! 0x000f_0000  MP table, for kernels without ACPI
 //! 0x000f_f000  VM generation id
 //! 0x0010_0000  kernel (where its ELF says) ... initrd at the top of low RAM
 //! 0xc000_0000  ---- hole: no RAM ----
@@ -22,6 +23,7 @@ mod acpi;
 mod cpu;
 mod cpuid;
 mod ioapic;
+mod mptable;
 mod tables;
 
 use kvm_bindings::{KVM_CAP_SPLIT_IRQCHIP, kvm_enable_cap, kvm_msi, kvm_run};
@@ -42,7 +44,7 @@ pub const ELF_MACHINE: u16 = 62;
 /// Interrupt line of the UART.
 pub const UART_IRQ: usize = 4;
 /// Words of the kernel command line that every guest gets first.
-pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1";
+pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 reboot=t panic=-1 cryptomgr.notests";
 
 /// First address of the virtio devices' registers.
 pub const VIRTIO_START: u64 = 0xd000_0000;
@@ -55,6 +57,7 @@ const HIGH_RAM_START: u64 = 0x1_0000_0000;
 const KERNEL_START: u64 = 0x10_0000;
 const IOAPIC_START: u64 = 0xfec0_0000;
 const IOAPIC_BYTES: u64 = 0x1000;
+const LOCAL_APIC_START: u64 = 0xfee0_0000;
 
 /// rip after a reset.
 const RESET_VECTOR: u64 = 0xfff0;

@@ -1,9 +1,10 @@
-//! The tables in low RAM that a kernel starts with: GDT, page tables, boot parameters, command line, ACPI.
+//! The tables in low RAM that a kernel starts with: GDT, page tables, boot parameters, command line,
+//! ACPI, MP table.
 
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
-use super::{HIGH_RAM_START, acpi};
+use super::{HIGH_RAM_START, acpi, mptable};
 use crate::arch::Boot;
 use crate::error::{Error, Result};
 use crate::ram::{PAGE_BYTES, Ram};
@@ -29,6 +30,8 @@ const CMDLINE: u64 = 0xc000;
 const CMDLINE_BYTES: u32 = 2048;
 const LOW_RAM_E820_END: u64 = 0x9_fc00;
 const ACPI_START: u64 = 0xe_0000;
+/// Where a kernel looks for it in the end.
+const MP_TABLE_START: u32 = 0xf_0000;
 const HIGH_MEMORY: u64 = 0x10_0000;
 
 const E820_RAM: u32 = 1;
@@ -60,6 +63,7 @@ pub fn write(ram: &Ram, boot: &Boot) -> Result<()> {
     let mut generation_id = [0; 16];
     sys::random(&mut generation_id).map_err(|cause| Error::host("HOST_RANDOM", "getrandom", cause))?;
     put(acpi::GENERATION_ID.into(), &generation_id);
+    put(MP_TABLE_START.into(), &mptable::table(MP_TABLE_START));
     let last = ram.memory().last_addr().0;
     put(ZERO_PAGE, boot_parameters(boot, last + 1).as_slice());
     Ok(())
@@ -170,9 +174,10 @@ mod tests {
     const _: () = assert!(CMDLINE + (CMDLINE_BYTES as u64) <= LOW_RAM_E820_END);
 
     #[test]
-    fn the_acpi_tables_end_below_1_mib() {
+    fn acpi_and_mp_tables_have_room() {
         let tables = acpi::tables(ACPI_START, MOST_DEVICES).len() as u64;
-        assert!(ACPI_START + tables <= acpi::GENERATION_ID.into());
+        assert!(ACPI_START + tables <= u64::from(MP_TABLE_START));
+        assert!(u64::from(MP_TABLE_START) + mptable::table(MP_TABLE_START).len() as u64 <= acpi::GENERATION_ID.into());
         assert!(u64::from(acpi::GENERATION_ID) + 16 <= HIGH_MEMORY);
     }
 }

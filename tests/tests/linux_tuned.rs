@@ -1,0 +1,58 @@
+//! Guests of the tuned kernel, which `make kernel` builds: no ACPI, no modules, every driver built in.
+
+#![forbid(unsafe_code)]
+
+use std::path::Path;
+
+use machinen_tests::guest::{Guest, Scratch, monitor};
+use machinen_tests::{Finished, Run, asset, bin};
+
+fn boot(guest: &Guest) -> Finished {
+    monitor(&asset("vmlinux-tuned"), &guest.initrd()).finish()
+}
+
+#[test]
+fn it_boots_to_init_and_hands_over_the_exit_code() {
+    let finished = boot(&Guest::busybox("echo hello; uname -r; exit 7"));
+    let printed = finished.printed();
+    assert!(printed.starts_with("hello\n6.12.") && printed.ends_with("-machinen\n"), "{printed}");
+    assert_eq!((finished.code(), printed.lines().count()), (7, 2));
+}
+
+#[test]
+fn it_has_one_processor_and_the_time_without_a_legacy_timer() {
+    // A sleep needs the local APIC's timer, and its length the frequency that nobody could calibrate here.
+    let script = "nproc; grep -c ttyS /proc/tty/drivers; cat /sys/devices/system/clocksource/*/current_clocksource; \
+                  a=$(date +%s); sleep 1; b=$(date +%s); [ $((b - a)) -lt 30 ] && [ $a -gt 1700000000 ] && echo time";
+    assert_eq!(boot(&Guest::busybox(script)).printed(), "1\n1\nkvm-clock\ntime\n");
+}
+
+#[test]
+fn stdin_reaches_the_command_with_its_end() {
+    let guest = Guest::busybox("tr a-z A-Z; echo end");
+    let input = "every line\n".repeat(5000);
+    let finished = monitor(&asset("vmlinux-tuned"), &guest.initrd()).stdin(input.clone()).finish();
+    assert_eq!(finished.printed(), input.to_uppercase() + "end\n");
+}
+
+#[test]
+fn every_driver_and_file_system_is_built_in() {
+    let script = "for fs in ext4 squashfs overlay fuse virtiofs tmpfs; do grep -qw $fs /proc/filesystems || echo no $fs; done; \
+                  for d in virtio_blk virtio_net virtio_balloon virtio_rng vmw_vsock_virtio_transport virtiofs; do \
+                  [ -d /sys/bus/virtio/drivers/$d ] || echo no $d; done; ls /sys/bus/virtio/drivers; ls -d /proc/modules";
+    let printed = boot(&Guest::busybox(script)).printed();
+    assert!(!printed.contains("no ") && printed.contains("/proc/modules: No such file"), "{printed}");
+}
+
+#[test]
+fn criu_looks_good() {
+    let initrd = Scratch::new();
+    let out = initrd.path("initrd");
+    let rootfs = asset("rootfs-debian-amd64.tar");
+    let command = "sh -c 'ip link set lo up && criu check 2>&1'";
+    let made = Run::new(bin("machinen-mkinitramfs")).arg("rootfs").arg(rootfs).args(["--cmd", command]).arg(&out);
+    assert_eq!(made.finish().code(), 0);
+    let finished = monitor(Path::new(&asset("vmlinux-tuned")), &out).args(["--memory", "1024"]).finish();
+    let printed = finished.printed();
+    assert!(finished.code() == 0 && printed.ends_with("Looks good.\n"), "{printed}");
+}

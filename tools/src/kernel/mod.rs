@@ -1,0 +1,98 @@
+//! The work of `machinen-kernel`: what is in a kernel, whether it fits our guests, and what they need beside it.
+//!
+//! - [`input`]: kernel files and configurations, read and told apart.
+//! - [`extract`], [`check`], [`modules`], [`host`]: one verb each.
+//! - [`config`], [`features`]: a kernel's configuration, and what our features need of it.
+//! - [`package`], [`modinfo`]: kernel packages, and what a module says about itself.
+
+pub mod check;
+pub mod config;
+pub mod extract;
+pub mod features;
+pub mod host;
+pub mod input;
+pub mod modinfo;
+pub mod modules;
+pub mod package;
+
+use std::io::Write;
+use std::path::Path;
+use std::process::ExitCode;
+
+use argh::FromArgs;
+use machinen_initramfs::error::{reason, show_path};
+
+use crate::diagnostic::Diagnostic;
+
+/// The command line; see its help text.
+#[derive(FromArgs, Debug)]
+#[argh(
+    description = "Look into kernels and make them ready for machinen guests.",
+    note = "KERNEL is a vmlinux, a bzImage or an Image, also compressed by gzip; - is standard input.",
+    note = "Exit codes: 0 done, 1 failed, 2 bad usage. check: 0 all there, 1 something missing, 2 failed.",
+    example = "{command_name} extract /boot/vmlinuz-6.12.1 vmlinux",
+    example = "{command_name} check /boot/config-6.12.1 >missing.fragment",
+    example = "{command_name} modules linux-image-6.12.1.deb --for boot --out modules"
+)]
+pub struct Args {
+    /// print the version
+    #[argh(switch)]
+    pub version: bool,
+    /// report an error as one line of JSON
+    #[argh(switch)]
+    pub json: bool,
+    /// what to do
+    #[argh(subcommand)]
+    pub verb: Option<Verb>,
+}
+
+/// What to do.
+#[derive(FromArgs, Debug)]
+#[argh(subcommand)]
+pub enum Verb {
+    /// `extract`
+    Extract(extract::Args),
+    /// `check`
+    Check(check::Args),
+    /// `modules`
+    Modules(modules::Args),
+    /// `host`
+    Host(host::Args),
+}
+
+/// Does it. That the reader of standard output went away is no failure.
+pub fn run(args: Args) -> Result<ExitCode, Diagnostic> {
+    let done = |()| ExitCode::SUCCESS;
+    match args.verb {
+        Some(Verb::Extract(args)) => extract::run(args).map(done),
+        Some(Verb::Check(args)) => check::run(args),
+        Some(Verb::Modules(args)) => modules::run(args).map(done),
+        Some(Verb::Host(args)) => host::run(args).map(done),
+        None => Err(usage("no verb is given: extract, check, modules or host")),
+    }
+}
+
+/// `KERNEL_USAGE`, exit code 2.
+pub fn usage(message: impl Into<String>) -> Diagnostic {
+    Diagnostic::new("KERNEL_USAGE", message).hint("see machinen-kernel --help").usage()
+}
+
+/// `KERNEL_HOST`: a call on the host failed.
+pub(crate) fn failed<'a>(operation: &'a str, path: &'a Path) -> impl FnOnce(std::io::Error) -> Diagnostic + 'a {
+    move |cause| Diagnostic::new("KERNEL_HOST", format!("{operation}: {}: {}", show_path(path), reason(&cause)))
+}
+
+/// `KERNEL_BROKEN`: a file is damaged or of a kind that is not understood.
+pub(crate) fn broken(name: &str, why: impl std::fmt::Display) -> Diagnostic {
+    Diagnostic::new("KERNEL_BROKEN", format!("{name}: {why}")).hint("was the file copied completely?")
+}
+
+/// Prints to standard output; that its reader went away is no failure.
+pub(crate) fn print(text: &str) -> Result<(), Diagnostic> {
+    match std::io::stdout().write_all(text.as_bytes()) {
+        Err(cause) if cause.kind() != std::io::ErrorKind::BrokenPipe => {
+            Err(Diagnostic::new("KERNEL_OUTPUT", format!("write: standard output: {}", reason(&cause))))
+        }
+        _ => Ok(()),
+    }
+}
