@@ -89,6 +89,18 @@ fn memory_is_a_number_of_mib_that_the_host_can_address() {
 }
 
 #[test]
+fn vsock_bridges_have_a_form() {
+    for bridge in ["", "x", "in:1", "in:x:s", "in:4294967295:s", "out:1:", "hybrid:", "in:1:a,b"] {
+        refused(&["--kernel", "k", "--vsock", bridge], "VSOCK_INVALID");
+    }
+    for two in [["in:1:s", "hybrid:s"], ["out:1:a", "out:1:b"], ["hybrid:a", "hybrid:b"]] {
+        refused(&["--kernel", "k", "--vsock", two[0], "--vsock", two[1]], "VSOCK_INVALID");
+        let run = vmm_min().args(["--kernel", "k"]).env("MACHINEN_VSOCK", two.join(",")).finish();
+        assert_refused(&run, "VSOCK_INVALID");
+    }
+}
+
+#[test]
 fn unknown_flags_and_missing_values_are_refused() {
     let run = refused(&["--frobnicate"], "USAGE");
     assert_says(&run, "--frobnicate");
@@ -112,6 +124,7 @@ fn arguments_and_variables_are_text() {
         "BOOT_TEST",
         "ROOTDISK",
         "DISK",
+        "VSOCK",
         "STATS_FILE",
         "NET_SOCKET",
         "NET_MAC",
@@ -128,7 +141,7 @@ fn arguments_and_variables_are_text() {
 
 #[test]
 fn variables_that_would_be_ignored_are_refused() {
-    let names = ["DTB", "VSOCK", "TRACE", "CTL"];
+    let names = ["DTB", "TRACE", "CTL"];
     for name in names.map(|name| format!("MACHINEN_{name}")) {
         let run = vmm_min().args(["--kernel", "k"]).env(&name, "x").finish();
         assert_refused(&run, "NOT_SUPPORTED");

@@ -9,6 +9,7 @@ use crate::arch;
 use crate::disk::Access;
 use crate::error::{Error, Result};
 use crate::sys;
+use crate::virtio::vsock::bridge::Bridge;
 
 const MIB: u64 = 1 << 20;
 /// Every device needs an interrupt line, and some are kept for devices that are not disks.
@@ -19,7 +20,7 @@ const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
 /// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 4] = ["MACHINEN_DTB", "MACHINEN_VSOCK", "MACHINEN_TRACE", "MACHINEN_CTL"];
+const NOT_YET: [&str; 3] = ["MACHINEN_DTB", "MACHINEN_TRACE", "MACHINEN_CTL"];
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
@@ -50,6 +51,11 @@ struct Args {
     /// file that shows how many bytes the guest has given back, see docs/architecture.md [MACHINEN_STATS_FILE]
     #[argh(option, arg_name = "file")]
     stats_file: Option<String>,
+    /// vsock bridge, may be repeated [MACHINEN_VSOCK: separated by commas]. in:PORT:SOCKET makes a Unix socket that leads to the
+    /// guest's port, out:PORT:SOCKET leads the guest's connections to the host's port (CID 2) to a Unix socket,
+    /// hybrid:SOCKET does both for all ports: its clients begin with CONNECT PORT, the guest's go to SOCKET_PORT
+    #[argh(option, arg_name = "bridge")]
+    vsock: Vec<String>,
     /// network interface over this Unix stream socket, or fd:N for an inherited one; machinen-net starts what is at its other
     /// end [MACHINEN_NET_SOCKET]
     #[argh(option, arg_name = "path")]
@@ -95,6 +101,8 @@ pub struct Config {
     pub disks: Vec<DiskConfig>,
     /// Path of the file for [`crate::stats::Stats`].
     pub stats_file: Option<String>,
+    /// Bridges of the vsock device, which is there when there are any.
+    pub vsock: Vec<Bridge>,
     /// The network interface.
     pub net: Option<NetConfig>,
     /// The console is a terminal session.
@@ -138,6 +146,7 @@ impl DiskConfig {
 }
 
 /// What a command line asks for.
+#[expect(clippy::large_enum_variant, reason = "there is one of it, for the whole run")]
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Request {
     /// Run this machine; messages as JSON or not.
@@ -178,6 +187,9 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let root_disk = root_disk.as_deref().map(DiskConfig::parse).transpose()?;
     let disks = list(args.disk, env, "MACHINEN_DISK")?;
     let disks = disks.iter().map(|disk| DiskConfig::parse(disk)).collect::<Result<Vec<_>>>()?;
+    let vsock = list(args.vsock, env, "MACHINEN_VSOCK")?;
+    let vsock = vsock.iter().map(|bridge| Bridge::parse(bridge)).collect::<Result<Vec<_>>>()?;
+    Bridge::check(&vsock)?;
     let stats_file = args.stats_file.map_or_else(|| text(env, "MACHINEN_STATS_FILE"), |file| Ok(Some(file)))?;
     let of = |flag: Option<String>, name| flag.map_or_else(|| text(env, name), |value| Ok(Some(value)));
     let net_socket = of(args.net_socket, "MACHINEN_NET_SOCKET")?;
@@ -195,6 +207,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("MEMORY", memory),
             ("ROOTDISK", root_disk.as_ref().map(DiskConfig::to_text)),
             ("DISK", joined(disks.iter().map(DiskConfig::to_text))),
+            ("VSOCK", joined(vsock.iter().map(Bridge::to_text))),
             ("STATS_FILE", stats_file),
             ("NET_SOCKET", net.as_ref().map(NetConfig::socket_to_text)),
             ("NET_MAC", net.as_ref().and_then(NetConfig::mac_to_text)),
@@ -215,7 +228,19 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         let message = format!("{} disks: at most {MOST_DISKS} and the root disk are possible", disks.len());
         return Err(Error::usage("DISK_INVALID", message, ""));
     }
-    Ok(Request::Run(Config { kernel, initrd, cmdline, memory_mib, root_disk, disks, stats_file, net, tty, boot_test }))
+    Ok(Request::Run(Config {
+        kernel,
+        initrd,
+        cmdline,
+        memory_mib,
+        root_disk,
+        disks,
+        vsock,
+        stats_file,
+        net,
+        tty,
+        boot_test,
+    }))
 }
 
 /// What people type and argh does not know: `-h`, and `--name=value` in one word.
@@ -366,7 +391,8 @@ mod tests {
             assert_eq!(code(&["--kernel", "k", "--memory", memory], &[]), "MEMORY_INVALID", "{memory}");
         }
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_TTY", "maybe")]), "ENV_INVALID");
-        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x")]), "NOT_SUPPORTED");
+        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_CTL", "x")]), "NOT_SUPPORTED");
+        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x,in:1:x")]), "VSOCK_INVALID");
         assert_eq!(code(&["--kernel", "-", "--initrd", "-"], &[]), "USAGE");
     }
 

@@ -23,6 +23,7 @@ use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
+use crate::virtio::vsock::Vsock;
 
 /// No kernel file is larger.
 const MOST_KERNEL_BYTES: u64 = 1 << 30;
@@ -40,7 +41,7 @@ pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
     let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
     let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
 
-    let devices = devices(config)?;
+    let mut devices = devices(config)?;
 
     let (kvm, vm) = open_kvm()?;
     let ram = Ram::new(&arch::ranges(ram_bytes))?;
@@ -50,6 +51,10 @@ pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
     let initrd = initrd.map(|initrd| load_initrd(&ram, window, loaded, &initrd)).transpose()?;
 
     let kick = Kick::new()?;
+    if !config.vsock.is_empty() {
+        // From here on signals end the machine in good order, so that its sockets are removed.
+        devices.push(Device::Vsock(Vsock::open(&config.vsock)?));
+    }
     let mut platform = Platform::new(&kvm, &vm, &kick)?;
     let stdio = Stdio::look(config.tty);
     let cmdline = cmdline(config, stdio.session, devices.len());

@@ -6,7 +6,7 @@ use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
 /// Turns the C convention (-1 and errno) into a result.
@@ -248,4 +248,61 @@ pub fn wake_self() {
 pub fn ignore_sigio() {
     // SAFETY: to ignore a signal runs no handler.
     unsafe { libc::signal(libc::SIGIO, libc::SIG_IGN) };
+}
+
+/// Which of `set` are ready now, in their `revents`. Source: poll(2).
+pub fn poll_now(set: &mut [libc::pollfd]) -> io::Result<()> {
+    let count = libc::nfds_t::try_from(set.len()).map_err(io::Error::other)?;
+    // SAFETY: the pointer and the count describe the live, writable slice.
+    check(unsafe { libc::poll(set.as_mut_ptr(), count, 0) }).map(|_| ())
+}
+
+/// Looks at what [`receive`] would get, which stays.
+pub fn peek(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<usize> {
+    let flags = libc::MSG_DONTWAIT | libc::MSG_PEEK;
+    // SAFETY: the pointer and the length describe the live, writable buffer.
+    let count = unsafe { libc::recv(fd.as_raw_fd(), buffer.as_mut_ptr().cast(), buffer.len(), flags) };
+    usize::try_from(count).map_err(|_| io::Error::last_os_error())
+}
+
+/// Listens on a new Unix socket at `path`, without ever waiting; `backlog` connections may wait to be accepted.
+///
+/// Errors: of the calls, and `InvalidInput` for a path of more than 107 bytes.
+pub fn listen_unix(path: &Path, backlog: i32) -> io::Result<UnixListener> {
+    let (socket, address, length) = unix_socket(path)?;
+    // SAFETY: the pointer and the length describe the live address.
+    check(unsafe { libc::bind(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    // SAFETY: listen takes integers.
+    check(unsafe { libc::listen(socket.as_raw_fd(), backlog) })?;
+    Ok(socket.into())
+}
+
+/// Connects to the Unix socket at `path`, without waiting, then or later.
+///
+/// Errors: of the calls, among them `WouldBlock` when too many wait there already, and `InvalidInput` for a path of more
+/// than 107 bytes.
+pub fn connect_unix(path: &Path) -> io::Result<UnixStream> {
+    let (socket, address, length) = unix_socket(path)?;
+    // SAFETY: the pointer and the length describe the live address.
+    check(unsafe { libc::connect(socket.as_raw_fd(), (&raw const address).cast(), length) })?;
+    Ok(socket.into())
+}
+
+fn unix_socket(path: &Path) -> io::Result<(OwnedFd, libc::sockaddr_un, libc::socklen_t)> {
+    let family = libc::sa_family_t::try_from(libc::AF_UNIX).map_err(io::Error::other)?;
+    let mut address = libc::sockaddr_un { sun_family: family, sun_path: [0; 108] };
+    let bytes = path.as_os_str().as_bytes();
+    // A terminating zero stays.
+    if bytes.len() >= address.sun_path.len() || bytes.contains(&0) {
+        return Err(io::Error::from(io::ErrorKind::InvalidInput));
+    }
+    for (target, byte) in address.sun_path.iter_mut().zip(bytes) {
+        *target = libc::c_char::from_ne_bytes([*byte]);
+    }
+    let length = libc::socklen_t::try_from(size_of::<libc::sockaddr_un>()).map_err(io::Error::other)?;
+    let kind = libc::SOCK_STREAM | libc::SOCK_NONBLOCK | libc::SOCK_CLOEXEC;
+    // SAFETY: socket takes integers.
+    let fd = check(unsafe { libc::socket(libc::AF_UNIX, kind, 0) })?;
+    // SAFETY: socket just returned this descriptor and nothing else owns it.
+    Ok((unsafe { OwnedFd::from_raw_fd(fd) }, address, length))
 }

@@ -28,6 +28,7 @@ const BINS: &[&str] = &[
     "machinen-net",
     "machinen-probe",
     "machinen-traffic",
+    "machinen-vsock-peer",
 ];
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", ROOTFS];

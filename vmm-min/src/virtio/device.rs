@@ -4,11 +4,11 @@ use super::balloon::Balloon;
 use super::blk::Blk;
 use super::net::{self, Net};
 use super::rng::Rng;
+use super::vsock::{self, Vsock};
 use super::{Backend, Event, Fault, Io};
 
 /// A device of any kind.
 #[derive(Debug)]
-#[expect(clippy::large_enum_variant, reason = "there is a handful of them, and each is reached directly")]
 pub enum Device {
     /// A disk.
     Blk(Blk),
@@ -18,6 +18,8 @@ pub enum Device {
     Rng(Rng),
     /// A network interface.
     Net(Net),
+    /// Streams.
+    Vsock(Vsock),
 }
 
 /// The state of a device of any kind.
@@ -29,6 +31,8 @@ pub enum State {
     Balloon(u64),
     /// Of [`Net`].
     Net(net::State),
+    /// Of [`Vsock`].
+    Vsock(vsock::State),
 }
 
 impl Backend for Device {
@@ -40,6 +44,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.kind(),
             Device::Rng(rng) => rng.kind(),
             Device::Net(net) => net.kind(),
+            Device::Vsock(vsock) => vsock.kind(),
         }
     }
 
@@ -49,6 +54,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.queues(),
             Device::Rng(rng) => rng.queues(),
             Device::Net(net) => net.queues(),
+            Device::Vsock(vsock) => vsock.queues(),
         }
     }
 
@@ -58,6 +64,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.features(),
             Device::Rng(rng) => rng.features(),
             Device::Net(net) => net.features(),
+            Device::Vsock(vsock) => vsock.features(),
         }
     }
 
@@ -67,6 +74,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.config(offset, bytes),
             Device::Rng(rng) => rng.config(offset, bytes),
             Device::Net(net) => net.config(offset, bytes),
+            Device::Vsock(vsock) => vsock.config(offset, bytes),
         }
     }
 
@@ -76,6 +84,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.set_config(offset, bytes),
             Device::Rng(rng) => rng.set_config(offset, bytes),
             Device::Net(net) => net.set_config(offset, bytes),
+            Device::Vsock(vsock) => vsock.set_config(offset, bytes),
         }
     }
 
@@ -85,6 +94,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.activate(features),
             Device::Rng(rng) => rng.activate(features),
             Device::Net(net) => net.activate(features),
+            Device::Vsock(vsock) => vsock.activate(features),
         }
     }
 
@@ -94,6 +104,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.reset(),
             Device::Rng(rng) => rng.reset(),
             Device::Net(net) => net.reset(),
+            Device::Vsock(vsock) => vsock.reset(),
         }
     }
 
@@ -103,6 +114,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.serve(event, io),
             Device::Rng(rng) => rng.serve(event, io),
             Device::Net(net) => net.serve(event, io),
+            Device::Vsock(vsock) => vsock.serve(event, io),
         }
     }
 
@@ -112,6 +124,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => balloon.woken(),
             Device::Rng(rng) => rng.woken(),
             Device::Net(net) => net.woken(),
+            Device::Vsock(vsock) => vsock.woken(),
         }
     }
 
@@ -120,6 +133,7 @@ impl Backend for Device {
             Device::Blk(_) | Device::Rng(_) => State::None,
             Device::Balloon(balloon) => State::Balloon(balloon.save()),
             Device::Net(net) => State::Net(net.save()),
+            Device::Vsock(vsock) => State::Vsock(vsock.save()),
         }
     }
 
@@ -127,6 +141,7 @@ impl Backend for Device {
         match (self, state) {
             (Device::Balloon(balloon), State::Balloon(state)) => balloon.load(state),
             (Device::Net(net), State::Net(state)) => net.load(state),
+            (Device::Vsock(vsock), State::Vsock(state)) => vsock.load(state),
             (Device::Blk(blk), State::None) => blk.load(()),
             (Device::Rng(rng), State::None) => rng.load(()),
             // Mmio::load has compared the kinds by their queues; a state of another kind changes nothing.

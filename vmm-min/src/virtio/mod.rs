@@ -14,6 +14,7 @@ pub mod rng;
 pub mod testing;
 #[cfg(test)]
 mod tests;
+pub mod vsock;
 
 use queue::Queue;
 

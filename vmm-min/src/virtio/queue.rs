@@ -134,6 +134,11 @@ impl Queue {
         Queue { ring: virtio_queue::Queue::new(most).expect("a power of two"), used: false }
     }
 
+    /// Requests that the driver's ring has room for.
+    pub fn size(&self) -> u16 {
+        self.ring.size()
+    }
+
     /// The state as plain data; between two calls of a device nothing else is left.
     pub fn save(&self) -> QueueState {
         self.ring.state()
@@ -218,11 +223,6 @@ impl Queue {
             return Ok(());
         }
         self.ring.disable_notification(ram.memory()).map_err(|_| Fault("queue outside RAM"))
-    }
-
-    /// Most requests that the driver can have waiting.
-    pub fn size(&self) -> u16 {
-        self.ring.size()
     }
 
     /// How many requests the driver has waiting.
