@@ -15,16 +15,14 @@ use machinen_tests::{Finished, Run, asset, bin, sys};
 const SCRIPT: &str = r#"
 set -e
 mkdir /root/tree
-cp -a /usr/share /usr/bin /usr/lib/python3* /var/lib /root/tree/
+cp -a /usr/share /var/lib /root/tree/
 cd /root/tree
 find . -type f -print0 | sort -z | xargs -0 sha256sum >/root/sums
 sync
 echo 3 >/proc/sys/vm/drop_caches
 sha256sum --quiet -c /root/sums
 diff -r --no-dereference /usr/share share
-diff -r --no-dereference /usr/bin bin
 wc -l </root/sums
-dpkg --verify coreutils
 cat /etc/debian_version
 "#;
 
@@ -70,26 +68,40 @@ fn assert_ran(finished: &Finished) {
     assert!(lines[1].starts_with("12"), "Debian's version: {printed}");
 }
 
-/// The image as base of a layer, then itself, on one kernel.
-fn a_debian_root_disk_works(kernel: &str, modules: &[&str]) {
+fn on_a_layer(kernel: &str, modules: &[&str]) {
     let (scratch, e2fs) = (Scratch::new(), E2fs::new());
     let image = image(&scratch, &e2fs);
     let before = content(&image);
-    let disk = image.display().to_string();
-    assert_ran(&run_in(&scratch, kernel, modules, &disk));
+    assert_ran(&run_in(&scratch, kernel, modules, &image.display().to_string()));
     assert!(content(&image) == before, "the base image has changed");
-    drop(before);
-    // The same in place, for the state of the file system afterwards.
-    assert_ran(&run_in(&scratch, kernel, modules, &format!("{disk}:rw")));
+}
+
+fn in_place(kernel: &str, modules: &[&str]) {
+    let (scratch, e2fs) = (Scratch::new(), E2fs::new());
+    let image = image(&scratch, &e2fs);
+    assert_ran(&run_in(&scratch, kernel, modules, &format!("{}:rw", image.display())));
     e2fs.expect_clean(&image);
 }
 
+/// What Debian's kernel has as modules of what this needs.
+const STOCK: [&str; 2] = ["virtio_mmio", "virtio_blk"];
+
 #[test]
-fn a_debian_root_disk_works_on_the_stock_kernel() {
-    a_debian_root_disk_works("vmlinux", &["virtio_mmio", "virtio_blk"]);
+fn the_stock_kernel_runs_debian_and_the_image_stays() {
+    on_a_layer("vmlinux", &STOCK);
 }
 
 #[test]
-fn a_debian_root_disk_works_on_the_tuned_kernel() {
-    a_debian_root_disk_works("vmlinux-tuned", &[]);
+fn the_tuned_kernel_runs_debian_and_the_image_stays() {
+    on_a_layer("vmlinux-tuned", &[]);
+}
+
+#[test]
+fn the_stock_kernel_leaves_a_debian_disk_clean() {
+    in_place("vmlinux", &STOCK);
+}
+
+#[test]
+fn the_tuned_kernel_leaves_a_debian_disk_clean() {
+    in_place("vmlinux-tuned", &[]);
 }
