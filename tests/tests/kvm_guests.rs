@@ -402,11 +402,13 @@ fn the_guest_starts_as_the_boot_protocol_says() {
 
     let cmdline = cmdline.split(|byte| *byte == 0).next().unwrap();
     let words: Vec<&str> = std::str::from_utf8(cmdline).unwrap().split(' ').collect();
-    assert_eq!(words[..5], ["console=ttyS0", "quiet", "loglevel=1", "reboot=t", "panic=-1"]);
-    let (seconds, nanoseconds) = words[5].strip_prefix("machinen.epoch=").unwrap().split_once('.').unwrap();
+    assert_eq!(words[..6], ["console=ttyS0", "quiet", "loglevel=1", "reboot=t", "panic=-1", "cryptomgr.notests"]);
+    let (seconds, nanoseconds) = words[6].strip_prefix("machinen.epoch=").unwrap().split_once('.').unwrap();
     assert!(seconds.parse::<u64>().unwrap() > 1_700_000_000);
     assert_eq!((nanoseconds.len(), nanoseconds.parse::<u32>().is_ok()), (9, true));
-    assert_eq!(words[6..], ["own=1", "last"]);
+    // Two devices are always there: free-page reporting and entropy.
+    let devices = ["virtio_mmio.device=4096@0xd0000000:5", "virtio_mmio.device=4096@0xd0001000:6"];
+    assert_eq!(words[7..], [&devices[..], &["own=1", "last"]].concat());
 
     let map: Vec<(u64, u64, u8)> = (0..usize::from(zero_page[0x1e8]))
         .map(|index| 0x2d0 + index * 20)
