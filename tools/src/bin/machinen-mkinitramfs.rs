@@ -5,5 +5,5 @@ use std::process::ExitCode;
 use machinen::mkinitramfs::{Args, TOOL, run};
 
 fn main() -> ExitCode {
-    TOOL.main(|args: &Args| args.version, |args| run(args).map(|()| String::new()))
+    TOOL.main(|args: &Args| args.version, run)
 }

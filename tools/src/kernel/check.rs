@@ -1,16 +1,15 @@
 //! `machinen-kernel check`: which of our features a kernel's configuration supports. Its text output is itself a
 //! configuration fragment: what is missing, with the rest as comments.
 
-use std::process::ExitCode;
-
 use argh::FromArgs;
 use serde_json::json;
 
 use super::config::{Config, State};
 use super::features::{FEATURES, Feature, Support};
-use super::{input, print, usage};
+use super::{input, usage};
 use crate::args::plain;
 use crate::diagnostic::{Diagnostic, EXIT_USAGE};
+use crate::program::Said;
 
 /// say which features a kernel supports, and print what is missing as a configuration fragment
 #[derive(FromArgs, Debug)]
@@ -28,15 +27,15 @@ pub struct Args {
     pub kernel: String,
 }
 
-/// Prints the table; the code is 0 when nothing is missing, else 1. Failures have code 2, as with diff(1).
-pub fn run(args: Args) -> Result<ExitCode, Diagnostic> {
+/// The table; the code is 0 when nothing is missing, else 1. Failures have code 2, as with diff(1).
+pub fn run(args: Args) -> Result<Said, Diagnostic> {
     let features = select(args.only)?;
     let text = input::config(&plain(args.kernel)).map_err(|failure| Diagnostic { exit: EXIT_USAGE, ..failure })?;
     let config = Config::parse(&text);
     let rows: Vec<(&Feature, Support)> = features.iter().map(|feature| (*feature, feature.support(&config))).collect();
-    print(&if args.json { rows.iter().map(json_line).collect() } else { fragment(&rows) })?;
+    let text = if args.json { rows.iter().map(json_line).collect() } else { fragment(&rows) };
     let is_missing = rows.iter().any(|(_, support)| support.state == State::No);
-    Ok(ExitCode::from(u8::from(is_missing)))
+    Ok(Said { text, exit: u8::from(is_missing) })
 }
 
 /// The features of these names, all without any. Errors: `KERNEL_USAGE`.

@@ -11,9 +11,10 @@ use sha2::{Digest, Sha256};
 use super::input::{self, Content};
 use super::modules::{Closure, fill};
 use super::package::{Body, Package, is_deb};
-use super::{broken, failed, features, print, usage};
+use super::{broken, failed, features, usage};
 use crate::args::plain;
 use crate::diagnostic::Diagnostic;
+use crate::imagecache;
 use crate::outdir::Outdir;
 
 /// Part of the key: raise it when the entry's content changes.
@@ -32,13 +33,13 @@ pub struct Args {
     pub kernel: Option<String>,
 }
 
-/// Makes the entry unless it is there; prints where it is.
-pub fn run(args: Args) -> Result<(), Diagnostic> {
+/// Makes the entry unless it is there; says where it is.
+pub fn run(args: Args) -> Result<String, Diagnostic> {
     let (version, kernel, package) = source(args.kernel.map(plain))?;
     let name = format!("vmlinuz-{version}");
     let bytes = kernel.read().map_err(failed("read", Path::new(&name)))?;
     let features: Vec<_> = features::FEATURES.iter().collect();
-    let entry = directory()?.join("kernel/host").join(key(&bytes, &features));
+    let entry = cache()?.join("kernel/host").join(key(&bytes, &features));
     if !is_whole(&entry) {
         let elf = match input::open(&name, bytes)? {
             Content::Elf(kernel) | Content::Image(kernel) => kernel,
@@ -65,7 +66,7 @@ pub fn run(args: Args) -> Result<(), Diagnostic> {
         dir.commit().map_err(failed("replace", &entry))?;
     }
     let (kernel, modules) = (show_path(&entry.join("vmlinux")), show_path(&entry.join("modules")));
-    print(&match args.json {
+    Ok(match args.json {
         true => format!("{}\n", json!({"version": version, "kernel": kernel, "modules": modules})),
         false => format!("kernel {kernel}\nmodules {modules}\n"),
     })
@@ -129,15 +130,10 @@ fn key(kernel: &[u8], features: &[&features::Feature]) -> String {
     digest.finalize().iter().take(16).map(|byte| format!("{byte:02x}")).collect()
 }
 
-/// `MACHINEN_CACHE_DIR`, `XDG_CACHE_HOME/machinen` or `HOME/.cache/machinen`.
-fn directory() -> Result<PathBuf, Diagnostic> {
-    let variable = |name| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
-    variable("MACHINEN_CACHE_DIR")
-        .or_else(|| variable("XDG_CACHE_HOME").map(|dir| dir.join("machinen")))
-        .or_else(|| variable("HOME").map(|dir| dir.join(".cache/machinen")))
-        .ok_or_else(|| {
-            Diagnostic::new("KERNEL_NO_CACHE", "no variable says where the cache is").hint("set MACHINEN_CACHE_DIR")
-        })
+fn cache() -> Result<PathBuf, Diagnostic> {
+    imagecache::directory().ok_or_else(|| {
+        Diagnostic::new("KERNEL_NO_CACHE", "no variable says where the cache is").hint("set MACHINEN_CACHE_DIR")
+    })
 }
 
 #[cfg(test)]

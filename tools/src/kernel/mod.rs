@@ -15,14 +15,16 @@ pub mod modinfo;
 pub mod modules;
 pub mod package;
 
-use std::io::Write;
 use std::path::Path;
-use std::process::ExitCode;
 
 use argh::FromArgs;
 use machinen_initramfs::error::{reason, show_path};
 
 use crate::diagnostic::Diagnostic;
+use crate::program::{Said, Tool};
+
+/// Name and codes of the program.
+pub const TOOL: Tool = Tool { name: "machinen-kernel", usage: "KERNEL_USAGE", output: "KERNEL_OUTPUT" };
 
 /// The command line; see its help text.
 #[derive(FromArgs, Debug)]
@@ -60,14 +62,13 @@ pub enum Verb {
     Host(host::Args),
 }
 
-/// Does it. That the reader of standard output went away is no failure.
-pub fn run(args: Args) -> Result<ExitCode, Diagnostic> {
-    let done = |()| ExitCode::SUCCESS;
+/// Does it.
+pub fn run(args: Args) -> Result<Said, Diagnostic> {
     match args.verb {
-        Some(Verb::Extract(args)) => extract::run(args).map(done),
+        Some(Verb::Extract(args)) => extract::run(args).map(Said::from),
         Some(Verb::Check(args)) => check::run(args),
-        Some(Verb::Modules(args)) => modules::run(args).map(done),
-        Some(Verb::Host(args)) => host::run(args).map(done),
+        Some(Verb::Modules(args)) => modules::run(args).map(Said::from),
+        Some(Verb::Host(args)) => host::run(args).map(Said::from),
         None => Err(usage("no verb is given: extract, check, modules or host")),
     }
 }
@@ -85,14 +86,4 @@ pub(crate) fn failed<'a>(operation: &'a str, path: &'a Path) -> impl FnOnce(std:
 /// `KERNEL_BROKEN`: a file is damaged or of a kind that is not understood.
 pub(crate) fn broken(name: &str, why: impl std::fmt::Display) -> Diagnostic {
     Diagnostic::new("KERNEL_BROKEN", format!("{name}: {why}")).hint("was the file copied completely?")
-}
-
-/// Prints to standard output; that its reader went away is no failure.
-pub(crate) fn print(text: &str) -> Result<(), Diagnostic> {
-    match std::io::stdout().write_all(text.as_bytes()) {
-        Err(cause) if cause.kind() != std::io::ErrorKind::BrokenPipe => {
-            Err(Diagnostic::new("KERNEL_OUTPUT", format!("write: standard output: {}", reason(&cause))))
-        }
-        _ => Ok(()),
-    }
 }

@@ -9,7 +9,7 @@ use serde_json::json;
 use super::features::Feature;
 use super::modinfo::{self, Modinfo, plain_name};
 use super::package::{Body, Package};
-use super::{broken, check, failed, print};
+use super::{broken, check, failed};
 use crate::args::plain;
 use crate::diagnostic::Diagnostic;
 use crate::outdir::Outdir;
@@ -38,8 +38,8 @@ pub struct Args {
     pub package: String,
 }
 
-/// Prints paths in the order to load them, or fills the directory.
-pub fn run(args: Args) -> Result<(), Diagnostic> {
+/// Paths in the order to load them, a line each, or a filled directory.
+pub fn run(args: Args) -> Result<String, Diagnostic> {
     let is_chosen = !args.only.is_empty();
     let features = check::select(args.only)?;
     let package = Package::open(Path::new(&plain(args.package)))?;
@@ -59,16 +59,16 @@ pub fn run(args: Args) -> Result<(), Diagnostic> {
     if args.json {
         let rows = closure.modules.iter().zip(&lines);
         let modules: Vec<_> = rows.map(|(module, path)| json!({"name": module.name, "path": path})).collect();
-        return print(&format!("{}\n", json!({"modules": modules, "missing": closure.missing, "dir": out})));
+        return Ok(format!("{}\n", json!({"modules": modules, "missing": closure.missing, "dir": out})));
     }
     // Not an error without --for: that kernel then lacks the feature.
     for name in &closure.missing {
         eprintln!("machinen-kernel: {}: no module {name}, and it is not built in: left out", package.name);
     }
-    match out {
-        Some(_) => Ok(()),
-        None => print(&lines.iter().map(|path| format!("{path}\n")).collect::<String>()),
-    }
+    Ok(match out {
+        Some(_) => String::new(),
+        None => lines.iter().map(|path| format!("{path}\n")).collect(),
+    })
 }
 
 fn paths(closure: &Closure<'_>, package: &Package) -> Result<Vec<String>, Diagnostic> {
