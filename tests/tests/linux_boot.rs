@@ -161,24 +161,3 @@ fn a_guest_has_the_memory_it_was_given_below_and_above_the_hole() {
         assert!(has_mib < given_mib && has_mib > given_mib - most_for_kernel, "{has_mib} of {given_mib} MiB");
     }
 }
-
-// What the command printed before its guest ended itself may still be in its pipe, so nobody asks for it here.
-
-#[test]
-fn a_panic_is_an_error_that_follows_the_kernels_words() {
-    let finished = Guest::busybox("echo c >/proc/sysrq-trigger; echo after").run();
-    let stdout = String::from_utf8_lossy(&finished.stdout);
-    let stderr = String::from_utf8_lossy(&finished.stderr);
-    assert_eq!(finished.code(), 125, "{}", finished.printed());
-    assert!(stdout.contains("Kernel panic - not syncing: sysrq triggered crash"), "{stdout}");
-    assert!(stderr.starts_with("vmm-min: GUEST_TRIPLE_FAULT: "), "{stderr}");
-}
-
-#[test]
-fn a_guest_that_switches_off_is_a_success() {
-    let finished = Guest::busybox("poweroff -f; echo after; exit 3").run();
-    let stdout = String::from_utf8_lossy(&finished.stdout);
-    assert_eq!((finished.code(), finished.stderr.len()), (0, 0), "{}", finished.printed());
-    // To the kernel this is an emergency, which goes to every console.
-    assert!(stdout.ends_with("reboot: Power down\r\n") && !stdout.contains("after"), "{stdout}");
-}

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs;
 use std::path::Path;
 
+use machinen_tests::e2fs::{E2fs, put_root};
 use machinen_tests::guest::{Guest, Scratch, monitor};
 use machinen_tests::{Finished, Run, asset, bin};
 
@@ -55,4 +57,44 @@ fn criu_looks_good() {
     let finished = monitor(Path::new(&asset("vmlinux-tuned")), &out).args(["--memory", "1024"]).finish();
     let printed = finished.printed();
     assert!(finished.code() == 0 && printed.ends_with("Looks good.\n"), "{printed}");
+}
+
+#[test]
+fn every_device_has_its_driver_and_its_interrupts() {
+    let script = "for d in /sys/bus/virtio/devices/*; do readlink -f $d/driver | sed s,.*/,,; done
+        dd if=/dev/vda bs=64k 2>/dev/null | sha256sum; dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c
+        dd if=/dev/zero of=/dev/vda bs=64k count=4 conv=fsync 2>/dev/null; echo $?
+        awk '/virtio/ { print $NF, ($2 > 0) }' /proc/interrupts";
+    let (scratch, content) = (Scratch::new(), b"a disk of 16 B.\n".repeat(1 << 16));
+    scratch.put("disk", &content);
+    let guest = Guest::busybox(script);
+    let run = monitor(&asset("vmlinux-tuned"), &guest.initrd()).arg("--disk").arg(scratch.path("disk"));
+    let printed = run.finish().printed();
+    let lines: Vec<&str> = printed.lines().collect();
+    assert_eq!(lines[..3], ["virtio_blk", "virtio_balloon", "virtio_rng"], "{printed}");
+    let sum = Run::new("sha256sum").arg(scratch.path("disk")).finish().printed();
+    assert_eq!((lines[3].split(' ').next(), &lines[4..6]), (sum.split(' ').next(), &["16", "0"][..]), "{printed}");
+    // Free memory is reported when some has come together, which need not be by now.
+    assert!(
+        lines[6..] == ["virtio0 1", "virtio1 0", "virtio2 1"] || lines[6..] == ["virtio0 1", "virtio1 1", "virtio2 1"],
+        "{printed}"
+    );
+    assert!(fs::read(scratch.path("disk")).unwrap() == content);
+}
+
+#[test]
+fn the_root_is_on_a_disk_and_is_left_clean() {
+    let (e2fs, scratch) = (E2fs::new(), Scratch::new());
+    put_root(&scratch.path("root"));
+    let (image, initrd) = (scratch.path("image"), scratch.path("initrd"));
+    e2fs.make(&image, 32, Some(&scratch.path("root")));
+    fs::File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
+    let script = "df -k / | awk 'END { print $1, ($2 > 40000) }'; head -c 1000000 /dev/urandom >/root/data; exit 7";
+    let made = Run::new(bin("machinen-mkinitramfs")).arg("minimal").arg(&initrd).args(["--root", "/dev/vda", "--env"]);
+    let made = made.arg(format!("S={script}")).args(["--cmd", "sh -c 'eval \"$S\"'"]).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    let run = monitor(&asset("vmlinux-tuned"), &initrd).arg("--root-disk").arg(format!("{}:rw", image.display()));
+    let finished = run.finish();
+    assert_eq!((finished.code(), finished.printed().as_str()), (7, "/dev/vda 1\n"));
+    e2fs.expect_clean(&image);
 }
