@@ -1,4 +1,4 @@
-//! Guest RAM: one anonymous mapping, with files mapped over parts of it.
+//! Guest RAM: one anonymous mapping.
 //!
 //! The mapping lives as long as the process. Pages appear when they are touched (MAP_NORESERVE), huge where the
 //! host allows it, except in the first 2 MiB, where start-up touches a handful of small pages.
@@ -218,28 +218,10 @@ impl Ram {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(end - start) }
     }
 
-    /// Puts `bytes` bytes of `file` from `offset` at `at`, without copying whole pages.
-    ///
-    /// Pages that lie whole inside the range are mapped copy-on-write when the file offset and the address agree
-    /// modulo the page size; the rest (head, tail) is read. The caller has checked that the file is that long and
-    /// that the range is RAM. Errors: of mmap and pread.
-    pub fn load(&self, at: GuestAddress, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-        let end = at.raw_value() + bytes;
-        let first_page = at.raw_value().next_multiple_of(PAGE_BYTES);
-        let last_page = end & !(PAGE_BYTES - 1);
-        let congruent = at.raw_value() % PAGE_BYTES == offset % PAGE_BYTES;
-        if !congruent || first_page >= last_page {
-            return self.copy(at, file, offset, bytes);
-        }
-        let head = first_page - at.raw_value();
-        self.copy(at, file, offset, head)?;
-        self.map(GuestAddress(first_page), file, offset + head, last_page - first_page)?;
-        self.copy(GuestAddress(last_page), file, offset + (last_page - at.raw_value()), end - last_page)
-    }
-
     /// Reads `bytes` bytes of `file` from `offset` to `at`, a huge page at a time where the host allows it.
     ///
-    /// For what the guest reads from end to end: each mapped page costs it an exit, a copied one a 512th of that.
+    /// Mapping the file instead would copy nothing, but each mapped page costs the guest an exit, and two when it writes
+    /// to it; a copied one costs a 512th of that.
     /// The caller has checked that the file is that long and that the range is RAM. Errors: of lseek and read.
     pub fn copy(&self, at: GuestAddress, mut file: &File, offset: u64, bytes: u64) -> io::Result<()> {
         file.seek(SeekFrom::Start(offset))?;
@@ -247,25 +229,6 @@ impl Ram {
             GuestMemoryError::IOError(error) => error,
             other => io::Error::other(other),
         })
-    }
-
-    fn map(&self, at: GuestAddress, file: &File, offset: u64, bytes: u64) -> io::Result<()> {
-        let slice = self.memory.get_slice(at, to_usize(bytes)).map_err(io::Error::other)?;
-        let target = slice.ptr_guard_mut();
-        let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
-        // SAFETY: get_slice has checked that the range is RAM, so only guest memory is replaced; nothing in this
-        // process holds a reference into guest memory.
-        let mapped = unsafe {
-            libc::mmap(
-                target.as_ptr().cast(),
-                to_usize(bytes),
-                libc::PROT_READ | libc::PROT_WRITE,
-                libc::MAP_PRIVATE | libc::MAP_FIXED,
-                file.as_raw_fd(),
-                offset,
-            )
-        };
-        if mapped == libc::MAP_FAILED { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 }
 
@@ -395,11 +358,11 @@ mod tests {
     }
 
     #[test]
-    fn a_loaded_range_has_its_bytes_and_nothing_beyond() {
+    fn a_copied_range_has_its_bytes_and_nothing_beyond() {
         for (at, offset, count) in [(0x1000, 0, 8192), (0x1800, 0x800, 9000), (0x1234, 0x10, 8192), (0x5000, 1, 3)] {
             let (ram, source) = (ram(), file(4));
             let mut expected = vec![0; count];
-            ram.load(GuestAddress(at), &source, offset, count as u64).expect("load");
+            ram.copy(GuestAddress(at), &source, offset, count as u64).expect("copy");
             source.read_exact_at(&mut expected, offset).expect("read");
             assert_eq!(bytes(&ram, at, count), expected, "{at:#x} {offset:#x} {count}");
             assert_eq!(bytes(&ram, at - 1, 1), [0], "before {at:#x}");
@@ -410,7 +373,7 @@ mod tests {
     #[test]
     fn the_guest_never_writes_to_the_file() {
         let (ram, source) = (ram(), file(2));
-        ram.load(GuestAddress(0x1000), &source, 0, 8192).expect("load");
+        ram.copy(GuestAddress(0x1000), &source, 0, 8192).expect("copy");
         assert!(ram.write(GuestAddress(0x1000), b"guest"));
         let mut first = [0; 5];
         source.read_exact_at(&mut first, 0).expect("read");

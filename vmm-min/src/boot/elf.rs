@@ -1,6 +1,6 @@
-//! An ELF kernel: its loadable segments mapped where they ask to be.
+//! An ELF kernel: its loadable segments read to where they ask to be.
 //!
-//! The structures are linux-loader's; the loop is ours because linux-loader copies every segment through a buffer.
+//! The structures are linux-loader's; the loop is ours because linux-loader copies every segment through a buffer first.
 //! Source: System V ABI, chapter 4 (ELF header) and 5 (program header).
 
 use std::os::unix::fs::FileExt;
@@ -42,7 +42,7 @@ pub fn load(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Kernel> {
             continue;
         }
         let limit = check(kernel, window, &segment)?;
-        ram.load(GuestAddress(segment.p_paddr), &kernel.file, segment.p_offset, segment.p_filesz)
+        ram.copy(GuestAddress(segment.p_paddr), &kernel.file, segment.p_offset, segment.p_filesz)
             .map_err(|cause| kernel.unreadable(cause))?;
         end = end.max(limit);
         entry_is_loaded |= (segment.p_paddr..limit).contains(&header.e_entry);

@@ -1,4 +1,4 @@
-//! From files to a guest ready in RAM: kernel and initrd, mapped rather than copied.
+//! From files to a guest ready in RAM: kernel and initrd.
 
 pub mod bzimage;
 pub mod elf;

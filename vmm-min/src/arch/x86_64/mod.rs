@@ -222,7 +222,7 @@ impl Platform {
             Err(error) if error.errno() == libc::EFAULT => Err(Error::guest(
                 "GUEST_MEMORY_GONE",
                 format!("the memory behind an access of the guest is gone{}", self.place()),
-                "was the kernel or initrd file truncated while the guest ran?",
+                "",
             )),
             Ok(exit) => Err(Error::guest("GUEST_UNKNOWN_EXIT", format!("KVM exit not expected: {exit:?}"), "")),
             Err(cause) => Err(Error::Kvm { call: "KVM_RUN", cause }),
