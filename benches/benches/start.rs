@@ -4,49 +4,31 @@
 
 use std::error::Error;
 use std::fs;
-use std::io::{Read, Write};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, Stdio};
+use std::process::Command;
+use std::time::Duration;
 
+use machinen_benches::process::{Started, now_ns};
 use machinen_benches::{Order, Report, Samples, program};
 use machinen_fixtures::{TempFile, guests};
 
 const WARM_UP: usize = 10;
 const ROUNDS: usize = 200;
+const LIMIT: Duration = Duration::from_mins(1);
 const MIB: [&str; 2] = ["128", "8192"];
 
 type Result<T> = std::result::Result<T, Box<dyn Error>>;
 
 /// Microseconds from execve to the program's first byte on stdout, and to its end; then what it said on stderr.
 fn first_byte_and_exit(command: &mut Command) -> Result<(f64, f64, String)> {
-    let (mut exec_time, sender) = std::io::pipe()?;
-    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    // SAFETY: between fork and exec the hook reads the clock and writes to a pipe, which signal-safety(7) allows.
-    unsafe { command.pre_exec(move || (&sender).write_all(&now_ns().to_ne_bytes())) };
-    let mut child = command.spawn()?;
-    let mut byte = [0];
-    let read = child.stdout.take().ok_or("no stdout")?.read_exact(&mut byte);
-    let first_byte = now_ns();
-    let status = child.wait()?;
+    let mut started = Started::new(command, LIMIT)?;
+    let status = started.child.wait()?;
     let exit = now_ns();
-    let mut begin = [0; 8];
-    exec_time.read_exact(&mut begin)?;
-    let us = |time: u64| std::time::Duration::from_nanos(time - u64::from_ne_bytes(begin)).as_secs_f64() * 1e6;
-    let mut messages = String::new();
-    child.stderr.take().ok_or("no stderr")?.read_to_string(&mut messages)?;
-    if read.is_err() || !status.success() {
-        return Err(format!("{command:?}: {status}: {messages}").into());
+    let messages = started.messages()?;
+    match started.first_byte_ns {
+        Some(first_byte) if status.success() => Ok((started.us(first_byte), started.us(exit), messages)),
+        _ => Err(format!("{command:?}: {status}: {messages}").into()),
     }
-    Ok((us(first_byte), us(exit), messages))
-}
-
-/// CLOCK_MONOTONIC, which all processes share.
-fn now_ns() -> u64 {
-    let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: the structure is live and writable; the clock always exists.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
-    time.tv_sec.unsigned_abs() * 1_000_000_000 + time.tv_nsec.unsigned_abs()
 }
 
 /// The kinds of process, in the order of the rows.
