@@ -198,6 +198,19 @@ pub fn descriptor(at: u64, bytes: u32, flags: u16, next: u16) -> [u8; 16] {
     descriptor
 }
 
+/// The inputs that the tree keeps for a fuzz target.
+///
+/// # Panics
+/// When there are none.
+pub fn corpus(target: &str) -> Vec<Vec<u8>> {
+    let path = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
+    let entries = std::fs::read_dir(&path).expect("the corpus");
+    let inputs = entries.map(|entry| std::fs::read(entry.expect("an entry").path()).expect("an input"));
+    let inputs: Vec<_> = inputs.collect();
+    assert!(!inputs.is_empty(), "{} is empty", path.display());
+    inputs
+}
+
 /// Drives a device by `data`, which is a hostile guest: a list of operations, each a byte and its arguments. The guest
 /// that a fuzzer found runs again as a unit test ([`crate::virtio`]'s tests replay the corpus).
 ///

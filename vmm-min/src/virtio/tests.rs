@@ -225,14 +225,7 @@ fn what_the_balloon_reports_free_is_given_back() {
 
 /// Runs every hostile guest of a fuzz target's corpus.
 fn replay<B: super::Backend>(target: &str, device: impl Fn() -> B) {
-    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus").join(target);
-    let mut guests = 0;
-    for entry in std::fs::read_dir(&corpus).expect("the corpus") {
-        let data = std::fs::read(entry.expect("an entry").path()).expect("an input");
-        super::testing::run_hostile_guest(device(), &data);
-        guests += 1;
-    }
-    assert!(guests > 0, "{} is empty", corpus.display());
+    super::testing::corpus(target).iter().for_each(|data| super::testing::run_hostile_guest(device(), data));
 }
 
 #[test]

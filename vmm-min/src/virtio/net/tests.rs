@@ -372,6 +372,13 @@ thread_local! {
     static RAM: RefCell<Option<Ram>> = const { RefCell::new(None) };
 }
 
+#[test]
+fn the_corpus_of_the_fuzz_target_harms_nobody() {
+    for script in crate::virtio::testing::corpus("net") {
+        RAM.with_borrow_mut(|kept| *kept = Some(run(&script, kept.take().unwrap_or_else(ram))));
+    }
+}
+
 proptest! {
     #[test]
     fn nothing_that_driver_and_peer_do_breaks_the_device(script in prop::collection::vec(any::<u8>(), 0..400)) {

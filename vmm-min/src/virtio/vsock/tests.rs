@@ -475,12 +475,7 @@ fn packets_that_lie_about_their_buffers_stop_the_device() {
 
 #[test]
 fn the_corpus_of_the_fuzz_target_harms_nobody() {
-    let corpus = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../fuzz/corpus/vsock");
-    let entries: Vec<_> = std::fs::read_dir(corpus).expect("the corpus").flatten().collect();
-    assert!(!entries.is_empty());
-    for entry in entries {
-        fuzz(&std::fs::read(entry.path()).expect("an input"));
-    }
+    crate::virtio::testing::corpus("vsock").iter().for_each(|input| fuzz(input));
 }
 
 proptest::proptest! {
