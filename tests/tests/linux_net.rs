@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::ffi::OsStr;
 use std::fs;
 use std::io::{self, Read};
 use std::net::{Ipv4Addr, TcpListener, UdpSocket};
@@ -32,12 +33,19 @@ sum() { sha256sum | cut -c -64; }
 
 /// A guest of this script in a network with these forwarded ports.
 fn guest(script: &str, ports: &[String]) -> (Session, Scratch) {
+    guest_on("vmlinux", &MODULES, script, ports)
+}
+
+/// The same on a kernel that needs these modules.
+fn guest_on(kernel: &str, modules: &[&str], script: &str, ports: &[String]) -> (Session, Scratch) {
     let traffic = fs::read(bin("machinen-traffic")).unwrap();
-    let guest = Guest::busybox(&format!("{PRELUDE}{script}")).modules(&MODULES);
+    let guest = Guest::busybox(&format!("{PRELUDE}{script}")).modules(modules);
     let (monitor, scratch) = guest.file("bin/machinen-traffic", 0o755, traffic).monitor(&["-m", "1024"]).start();
     let mut command = Command::new(bin("machinen-net"));
     command.args(ports.iter().flat_map(|port| ["-p", port])).arg("--").arg(monitor.get_program());
-    command.args(monitor.get_args());
+    let stock = asset("vmlinux");
+    let of_kernel = |arg: &OsStr| if arg == stock { asset(kernel).into() } else { arg.to_owned() };
+    command.args(monitor.get_args().map(of_kernel));
     (Session::on_pipes(command), scratch)
 }
 
@@ -192,4 +200,16 @@ fn passt_ends_when_its_machine_is_killed() {
     session.end();
     wait_until("passt has ended with its machine", || passts(port).is_empty());
     assert!(TcpListener::bind((Ipv4Addr::LOCALHOST, port)).is_ok(), "its port is free again");
+}
+
+#[test]
+fn the_tuned_kernel_has_the_same_network() {
+    let scratch = Scratch::new();
+    let sent = payload(&scratch, 1_000_000);
+    let http = free_tcp_port();
+    let root = scratch.path("").display().to_string();
+    let _server = start(&asset("busybox"), &["httpd", "-f", "-p", &format!("127.0.0.1:{http}"), "-h", &root], |_| {});
+    let script = format!("wget -q -O - http://10.0.2.2:{http}/payload | sum");
+    let (mut session, _initrd) = guest_on("vmlinux-tuned", &[], &script, &[]);
+    session.expect(&sum(&sent));
 }
