@@ -67,3 +67,12 @@ fn stat(process: u32) -> Vec<String> {
     let (_, rest) = stat.rsplit_once(')').expect("a name in parentheses");
     rest.split_whitespace().map(str::to_owned).collect()
 }
+
+/// Processor time that a process has used, in hundredths of a second; 0 when there is none of this number.
+#[must_use]
+pub fn processor_ticks(process: u32) -> u64 {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // After the name, which may contain anything: utime and stime are fields 14 and 15 (proc_pid_stat(5)).
+    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
+    fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+}

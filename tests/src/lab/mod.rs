@@ -22,7 +22,7 @@ pub use error::Error;
 pub use job::{Job, Outcome};
 use stream::Marked;
 
-use crate::{cache_dir, sys};
+use crate::{cache_dir, host, sys};
 
 /// The only architecture of the lab so far, by Debian's name.
 const ARCH: &str = "amd64";
@@ -93,9 +93,15 @@ struct Machine {
     log: File,
 }
 
+/// A machine whose processor does nothing for so long stands still: the emulator loses a timer now and then, and an idle
+/// kernel would use more than [`STALL_TICKS`] hundredths of a second in that time.
+const STALL: Duration = Duration::from_mins(1);
+const STALL_TICKS: u64 = 5;
+
 /// Why a machine was of no more use.
 enum End {
     Limit,
+    Stalled,
     Died,
     Refused(String),
     Io(&'static str, io::Error),
@@ -105,6 +111,7 @@ impl End {
     fn into_error(self, limit: Duration, log: String) -> Error {
         match self {
             Self::Limit => Error::Limit { limit, log },
+            Self::Stalled => Error::Stalled { log },
             Self::Died => Error::Died { log },
             Self::Refused(why) => Error::Refused { why, log },
             Self::Io(operation, error) => Error::Host { operation, path: "the lab's output".into(), error },
@@ -155,13 +162,20 @@ impl Machine {
         let mut streams = sinks.map(|sink| Marked::new(mark, sink));
         let mut end = Vec::new();
         let mut buffer = vec![0; 1 << 16];
+        let mut busy = (Instant::now(), 0);
         loop {
+            let ticks = host::processor_ticks(self.qemu.id());
+            if ticks > busy.1 + STALL_TICKS {
+                busy = (Instant::now(), ticks);
+            } else if busy.0.elapsed() > STALL {
+                return Err(End::Stalled);
+            }
             if end.ends_with(b"\n") && (end.starts_with(b"fail") || streams.iter().all(Marked::ended)) {
                 return verdict(&end);
             }
             let left = deadline.checked_duration_since(Instant::now()).ok_or(End::Limit)?;
             let fds = self.ports.each_ref().map(AsFd::as_fd);
-            let ready = sys::wait_readable(&fds, left).map_err(|error| End::Io("poll", error))?;
+            let ready = sys::wait_readable(&fds, left.min(STALL / 4)).map_err(|error| End::Io("poll", error))?;
             for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
                 let length = match (&self.ports[index]).read(&mut buffer) {
                     Ok(0) => return Err(End::Died),
