@@ -95,7 +95,7 @@ struct Machine {
 
 /// A machine whose processor does nothing for so long stands still: the emulator loses a timer now and then, and an idle
 /// kernel would use more than [`STALL_TICKS`] hundredths of a second in that time.
-const STALL: Duration = Duration::from_mins(1);
+const STALL: Duration = Duration::from_secs(30);
 const STALL_TICKS: u64 = 5;
 
 /// Why a machine was of no more use.

@@ -51,7 +51,7 @@ const MEMORY_MIB: u32 = 6144;
 const BOOT: Duration = Duration::from_mins(1);
 
 /// Machines for one set of tests: the emulated one stands still now and then, and the next one goes on.
-const MACHINES: u32 = 4;
+const MACHINES: u32 = 12;
 
 /// Runs tests in a lab, telling `line` what happens. Tests that no lab got to have failed.
 pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
