@@ -33,8 +33,7 @@ const MACHINE: &[&str] = &["-M", "q35", "-cpu", "EPYC,check=off", "-smp", "1", "
 const ACCEL: &[&str] = &["-accel", "tcg,thread=multi"];
 /// A nanosecond for each instruction, and no waiting: times that depend on nothing but the work.
 const COUNTING: &[&str] = &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"];
-const CMDLINE: &str =
-    "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable no_timer_check cryptomgr.notests";
+const CMDLINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable cryptomgr.notests";
 
 /// The virtio ports, in the order of the descriptors.
 const PORTS: [&str; 4] = ["stdout", "stderr", "files", "end"];
