@@ -1,24 +1,25 @@
-//! Unix stream sockets, by paths of any length.
+//! Connections to Unix stream sockets, by paths of any length.
 
 use std::io;
 use std::os::fd::AsRawFd;
 use std::os::unix::net::UnixStream;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::sys;
 
-/// Longest path that an address has room for (unix(7)), less the zero at its end.
-const MOST_PATH_BYTES: usize = 107;
-
-/// Connects to the socket at `path`; one that is too long for an address is reached through /proc.
+/// Connects to the socket at `path`, by way of /proc as an address has room for 107 bytes only, and without waiting, then or
+/// later.
 ///
-/// Errors: `NotFound`, `PermissionDenied`, `ConnectionRefused` when nobody listens or it is no socket.
+/// Errors: `NotFound`, `PermissionDenied`, `ConnectionRefused` when nobody listens or it is no socket, `WouldBlock` when too
+/// many wait there already.
 pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    if path.as_os_str().len() <= MOST_PATH_BYTES {
-        return UnixStream::connect(path);
-    }
     let place = sys::open_place(path)?;
-    UnixStream::connect(format!("/proc/self/fd/{}", place.as_raw_fd()))
+    sys::connect_unix(&through(&place))
+}
+
+/// A short path to what `file` refers to.
+pub fn through(file: &impl AsRawFd) -> PathBuf {
+    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 #[cfg(test)]

@@ -3,8 +3,6 @@
 //! The ring itself is virtio-queue's. It ends a chain silently where the guest's descriptors make no sense; here that is
 //! a [`Fault`], because a device that went on would guess. Source: virtio 1.2, 2.7.
 
-use std::sync::atomic::Ordering;
-
 use virtio_queue::{QueueOwnedT, QueueState, QueueT};
 use vm_memory::{Address, GuestAddress};
 
@@ -223,15 +221,6 @@ impl Queue {
             return Ok(());
         }
         self.ring.disable_notification(ram.memory()).map_err(|_| Fault("queue outside RAM"))
-    }
-
-    /// How many requests the driver has waiting.
-    pub fn waiting(&self, ram: &Ram) -> u16 {
-        if !self.ring.ready() {
-            return 0;
-        }
-        let available = self.ring.avail_idx(ram.memory(), Ordering::Acquire);
-        available.map_or(0, |index| index.0.wrapping_sub(self.ring.next_avail()))
     }
 
     /// The driver wants an interrupt for what was used since the last call.

@@ -2,13 +2,14 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, ErrorKind};
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd};
+use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::fs::{FileTypeExt, MetadataExt, OpenOptionsExt};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use crate::error::{Error, Result};
+use crate::socket::{connect, through};
 use crate::sys;
 
 /// Connections that may wait to be accepted. Fewer than [`Listener::accept`] is called for in one go, so that whoever came
@@ -138,17 +139,6 @@ fn name(directory: &File, temporary: &Path, path: &Path) -> Result<io::Result<()
         }
         Err(error) => Ok(Err(error)),
     }
-}
-
-/// Connects to the socket at `path`, of any length, without waiting. Errors: of open(2) and connect(2); `WouldBlock` when
-/// too many wait there already.
-pub fn connect(path: &Path) -> io::Result<UnixStream> {
-    sys::connect_unix(&through(&sys::open_place(path)?))
-}
-
-/// A short path to what `file` refers to.
-fn through(file: &impl AsRawFd) -> PathBuf {
-    PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()))
 }
 
 #[cfg(test)]

@@ -30,7 +30,7 @@ use super::queue::{Buffers, Chain};
 use super::{Backend, Event, Fault, Io, read_config};
 use crate::error::Result as HostResult;
 use crate::ram::Ram;
-use crate::sys;
+use crate::{socket, sys};
 
 /// To the guest, from the guest, events.
 const QUEUES: &[u16] = &[256, 256, 16];
@@ -123,6 +123,7 @@ impl Vsock {
     }
 
     /// Streams, and bytes that they hold for their hosts.
+    #[cfg(any(test, feature = "testing"))]
     pub fn load_figures(&self) -> (usize, usize) {
         (self.streams.len(), self.streams.iter().map(|(_, stream)| stream.held()).sum())
     }
@@ -272,7 +273,7 @@ impl Vsock {
                 _ => None,
             })
         };
-        listener::connect(Path::new(&out.or_else(hybrid)?)).ok()
+        socket::connect(Path::new(&out.or_else(hybrid)?)).ok()
     }
 
     /// Takes the packets of the guest's.

@@ -142,6 +142,7 @@ impl Stream {
     }
 
     /// Bytes held for the host.
+    #[cfg(any(test, feature = "testing"))]
     pub fn held(&self) -> usize {
         self.unsent.len()
     }

@@ -109,7 +109,7 @@ impl Guest {
 
     /// Connects to a name in its directory, and lets the device see it. `None`: too many wait already.
     pub fn try_connect(&mut self, name: &str) -> Option<UnixStream> {
-        let stream = super::listener::connect(&self.path(name)).ok()?;
+        let stream = crate::socket::connect(&self.path(name)).ok()?;
         stream.set_nonblocking(false).expect("a socket");
         self.wake();
         Some(stream)
