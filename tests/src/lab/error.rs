@@ -34,11 +34,6 @@ pub enum Error {
         /// The console's last lines.
         log: String,
     },
-    /// The emulated machine stood still: its processor waits for an interrupt that never comes.
-    Stalled {
-        /// The console's last lines.
-        log: String,
-    },
     /// QEMU ended, or the kernel panicked, before the command did.
     Died {
         /// The console's last lines.
@@ -73,10 +68,6 @@ impl fmt::Display for Error {
             }
             Self::Limit { limit, log } => {
                 write!(f, "the lab was killed at its limit of {} s", limit.as_secs_f32())?;
-                log
-            }
-            Self::Stalled { log } => {
-                write!(f, "the lab stood still")?;
                 log
             }
             Self::Died { log } => {

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::discover::Executable;
 use super::execute::{Setting, execute};
 use super::record::{Line, Record, Test, Verdict};
-use crate::lab::{self, Job, Lab};
+use crate::lab::{Job, Lab};
 
 /// Where things are in the lab. `/tmp` is the large file system.
 const RUNNER: &str = "/tmp/lab/machinen-test";
@@ -50,26 +50,9 @@ const DYNAMIC: [(&str, &str); 4] = [
 const MEMORY_MIB: u32 = 6144;
 const BOOT: Duration = Duration::from_mins(1);
 
-/// Machines for one set of tests: the emulated one stands still now and then, and the next one goes on.
-const MACHINES: u32 = 12;
-
-/// Runs tests in a lab, telling `line` what happens. Tests that no lab got to have failed.
+/// Runs tests in one lab, telling `line` what happens. Tests that the lab did not get to have failed.
 pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
-    let mut rest = executables.to_vec();
-    for machine in 1..=MACHINES {
-        let Some(stopped) = run_once(&mut rest, setting, machine == MACHINES, line) else { return };
-        eprintln!("lab: the emulated machine stood still at {stopped}; another one goes on from there");
-    }
-}
-
-/// Runs what is in `rest` in one machine and takes out what has ended. Some: it stood still, and at which test.
-fn run_once(
-    rest: &mut [(Executable, Vec<Test>)],
-    setting: &Setting,
-    is_last: bool,
-    line: &mut dyn FnMut(Line),
-) -> Option<String> {
-    let mut open: Vec<Test> = rest.iter().flat_map(|(_, tests)| tests.clone()).collect();
+    let mut open: Vec<Test> = executables.iter().flat_map(|(_, tests)| tests.clone()).collect();
     let mut current = None;
     let mut stderr = Vec::new();
     let mut lines = Lines::new(|read| {
@@ -79,13 +62,11 @@ fn run_once(
         }
         line(read);
     });
-    let mut stalled = false;
-    let mut why = match job(rest, setting, open_count(rest)) {
+    let mut why = match job(executables, setting, open_count(executables)) {
         Ok((job, plan)) => {
             let result = Lab::open().and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
             // The lab has ended: nobody reads the plan any more.
             let _ = fs::remove_file(plan);
-            stalled = matches!(result, Err(lab::Error::Stalled { .. }));
             match result {
                 Ok(outcome) => format!("the runner in the lab ended with {}", outcome.code),
                 Err(error) => error.to_string(),
@@ -93,10 +74,6 @@ fn run_once(
         }
         Err(error) => error,
     };
-    if stalled && !is_last {
-        rest.iter_mut().for_each(|(_, tests)| tests.retain(|test| open.contains(test)));
-        return Some(current.map_or_else(|| "its start".to_owned(), |test| test.to_string()));
-    }
     if !stderr.is_empty() {
         why = format!("{why}\nthe runner in the lab said:\n{}", String::from_utf8_lossy(&stderr));
     }
@@ -108,7 +85,6 @@ fn run_once(
         };
         line(Line::Ended(Record { test, verdict: Verdict::Failed(output), elapsed: Duration::ZERO }));
     }
-    None
 }
 
 fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
