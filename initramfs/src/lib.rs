@@ -35,3 +35,5 @@ pub mod tarball;
 pub mod tree;
 #[cfg(feature = "std")]
 pub mod walk;
+#[cfg(feature = "std")]
+pub mod watched;

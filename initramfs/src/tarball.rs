@@ -2,7 +2,7 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, BufWriter, Cursor, Read, Seek, SeekFrom, Write};
+use std::io::{self, BufWriter, Cursor, Read, Seek, Write};
 use std::path::Path;
 use std::rc::Rc;
 use std::string::{String, ToString};
@@ -17,6 +17,7 @@ use crate::newc::Device;
 use crate::pack::check_length;
 use crate::tree::{Body, Meta, Node, PathFault, Tree};
 use crate::walk::permissions;
+use crate::watched::Watched;
 
 const BLOCK_BYTES: u64 = 512;
 
@@ -73,35 +74,6 @@ fn add(tree: &mut Tree, mut file: File, name: &str, latest_mtime: u32) -> Result
         }
     }
     import.finish()
-}
-
-/// Reader that counts the zeros it read last: the end mark of a tar file is 512 of them after an entry.
-struct Watched<R> {
-    inner: R,
-    zeros: Rc<Cell<u64>>,
-}
-
-impl<R> Watched<R> {
-    fn new(inner: R, zeros: Rc<Cell<u64>>) -> Self {
-        Watched { inner, zeros }
-    }
-}
-
-impl<R: Read> Read for Watched<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        let at_end = buffer[..n].iter().rev().take_while(|&&b| b == 0).count();
-        let before = if at_end == n { self.zeros.get() } else { 0 };
-        self.zeros.set(before + at_end as u64);
-        Ok(n)
-    }
-}
-
-impl<R: Seek> Seek for Watched<R> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.zeros.set(0);
-        self.inner.seek(to)
-    }
 }
 
 /// Bodies that cannot stay where they are: of a stream, or with holes.

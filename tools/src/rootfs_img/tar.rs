@@ -2,10 +2,11 @@
 
 use std::cell::Cell;
 use std::fs::File;
-use std::io::{self, Read, Seek, SeekFrom, Write};
+use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use machinen_initramfs::error::{reason, show};
+use machinen_initramfs::watched::Watched;
 use tar::{Archive, Entry, EntryType};
 
 use super::acl;
@@ -36,7 +37,7 @@ pub fn read(file: &File, name: &str, spool: &mut Spool) -> Result<Found> {
     let broken = |e: io::Error| Fault::Source(name.to_string(), reason(&e));
     let file_bytes = file.metadata().map_err(broken)?.len();
     let zeros = Rc::new(Cell::new(0));
-    let watched = Watched { inner: Window::new(file, WINDOW_BYTES), zeros: zeros.clone() };
+    let watched = Watched::new(Window::new(file, WINDOW_BYTES), zeros.clone());
     let found = Found { tree: Tree::default(), acls: 0 };
     let mut import = Import { found, name, file_bytes, spool, any: false };
     let mut archive = Archive::new(watched);
@@ -52,29 +53,6 @@ pub fn read(file: &File, name: &str, spool: &mut Spool) -> Result<Found> {
         return source("the tar file is empty");
     }
     Ok(import.found)
-}
-
-/// Reader that counts the zeros it read last: the end mark of a tar file is 512 of them after an entry.
-struct Watched<R> {
-    inner: R,
-    zeros: Rc<Cell<u64>>,
-}
-
-impl<R: Read> Read for Watched<R> {
-    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
-        let n = self.inner.read(buffer)?;
-        let at_end = buffer[..n].iter().rev().take_while(|&&b| b == 0).count();
-        let before = if at_end == n { self.zeros.get() } else { 0 };
-        self.zeros.set(before + at_end as u64);
-        Ok(n)
-    }
-}
-
-impl<R: Seek> Seek for Watched<R> {
-    fn seek(&mut self, to: SeekFrom) -> io::Result<u64> {
-        self.zeros.set(0);
-        self.inner.seek(to)
-    }
 }
 
 /// Bodies that cannot stay where they are.
