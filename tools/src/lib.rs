@@ -1,6 +1,7 @@
 //! The toolkit's library: what the `machinen-*` programs share. Each program is usage, one call here, one diagnostic.
 //!
 //! - [`diagnostic`]: how a tool reports a failure and with which exit code it ends.
+//! - [`error`]: the error of the calls that embed machines.
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
 //! - [`outdir`]: the same for a directory.
@@ -17,6 +18,7 @@ pub mod args;
 pub mod assets;
 pub mod diagnostic;
 pub mod e2fsck;
+pub mod error;
 pub mod ext4;
 pub mod fault;
 pub mod imagecache;
