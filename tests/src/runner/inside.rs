@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::discover::Executable;
 use super::execute::{Setting, execute};
 use super::record::{Line, Record, Test, Verdict};
-use crate::lab::{Job, Lab};
+use crate::lab::{Job, Lab, program};
 
 /// Where things are in the lab. `/tmp` is the large file system.
 const RUNNER: &str = "/tmp/lab/machinen-test";
@@ -37,14 +37,8 @@ const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vm
 /// gets one over it, with the same files.
 const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; exec chroot . \"$@\"";
 
-/// What is not static, with what it is linked to: file of the host, and of the lab.
-const DYNAMIC: [(&str, &str); 4] = [
-    ("/usr/bin/passt", "/bin/passt"),
-    // The same for processors with AVX2, started by the former.
-    ("/usr/bin/passt.avx2", "/bin/passt.avx2"),
-    ("/lib64/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2"),
-    ("/lib/x86_64-linux-gnu/libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6"),
-];
+/// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
+const PROGRAMS: [&str; 5] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs"];
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -115,11 +109,7 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
     }
-    for (from, to) in DYNAMIC.iter().filter(|(from, _)| Path::new(from).exists()) {
-        // By what it leads to: a link would not be a file there.
-        let from = fs::canonicalize(from).map_err(|error| format!("cannot find {from}: {error}"))?;
-        job.files.push((from, to.into()));
-    }
+    job.files.extend(PROGRAMS.into_iter().filter_map(program::files).flatten());
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
     let text =
         json!({"limit_ms": u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX), "executables": entries});
