@@ -2,6 +2,7 @@
 //!
 //! - [`diagnostic`]: how a tool reports a failure and with which exit code it ends.
 //! - [`error`]: the error of the calls that embed machines.
+//! - [`agent`]: the client of a machine's agent.
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
 //! - [`outdir`]: the same for a directory.
@@ -14,6 +15,7 @@
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod args;
 pub mod assets;
 pub mod diagnostic;
