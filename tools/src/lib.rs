@@ -9,6 +9,7 @@
 //! - [`assets`]: where the programs that a guest needs are found.
 //! - [`program`]: what every tool's `main` does.
 //! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
+//! - [`registry`]: which machines there are, and whether they live.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
 //! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
@@ -32,4 +33,5 @@ pub mod outdir;
 pub mod outfile;
 pub mod phases;
 pub mod program;
+pub mod registry;
 pub mod rootfs_img;
