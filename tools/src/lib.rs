@@ -10,8 +10,11 @@
 //! - [`program`]: what every tool's `main` does.
 //! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
 //! - [`registry`]: which machines there are, and whether they live.
+//! - [`guestio`]: what the tools that run a command in a guest share.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
+//! - [`vm`]: machines, from options to their end.
+//! - [`run`], [`exec`], [`attach`], [`cp`]: the work of the programs of these names, with guests.
 //! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
 
 #![forbid(unsafe_code)]
@@ -19,11 +22,15 @@
 pub mod agent;
 pub mod args;
 pub mod assets;
+pub mod attach;
+pub mod cp;
 pub mod diagnostic;
 pub mod e2fsck;
 pub mod error;
+pub mod exec;
 pub mod ext4;
 pub mod fault;
+pub mod guestio;
 pub mod imagecache;
 pub mod kernel;
 pub mod mkinitramfs;
@@ -35,3 +42,5 @@ pub mod phases;
 pub mod program;
 pub mod registry;
 pub mod rootfs_img;
+pub mod run;
+pub mod vm;

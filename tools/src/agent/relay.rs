@@ -16,7 +16,7 @@ use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 use super::channel::Channel;
 use super::signals::{FORWARDED, Signals};
 use super::terminal::{self, Raw};
-use super::wire::{Wire, protocol};
+use super::wire::{Frame, Wire, protocol};
 use super::{Refusal, wire};
 use crate::error::{Error, Result};
 
@@ -99,6 +99,8 @@ pub struct Relay {
     /// Points of time, in ns since 1970.
     marks: Vec<(u64, String)>,
     chunk: Vec<u8>,
+    /// Came before this began.
+    first: Option<Frame>,
 }
 
 /// One stream of output.
@@ -166,6 +168,7 @@ impl Relay {
             until_started: false,
             marks: Vec::new(),
             chunk: vec![0; MOST_PAYLOAD_BYTES],
+            first: None,
         }
     }
 
@@ -200,6 +203,11 @@ impl Relay {
         self
     }
 
+    /// This frame has come already.
+    pub fn begin_with(&mut self, first: Frame) {
+        self.first = Some(first);
+    }
+
     /// Runs to the end; gives that, marks with their times in ns since 1970, and what was kept of output and error.
     ///
     /// # Errors
@@ -217,6 +225,11 @@ impl Relay {
     }
 
     fn go(&mut self) -> Result<Over> {
+        if let Some((kind, payload)) = self.first.take()
+            && let Some(over) = self.frame(kind, payload)?
+        {
+            return Ok(over);
+        }
         loop {
             while let Some((kind, payload)) = self.wire.next_frame()? {
                 if let Some(over) = self.frame(kind, payload)? {
@@ -400,7 +413,8 @@ impl Relay {
         }
     }
 
-    fn resize(&mut self) {
+    /// Tells the size of the user's terminal, where the command has one.
+    pub fn resize(&mut self) {
         if self.raw.is_some() {
             self.wire.send(Kind::Resize, &terminal::size(std::io::stdin()).to_bytes());
         }

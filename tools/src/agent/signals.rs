@@ -11,6 +11,9 @@ use signal_hook::iterator::exfiltrator::SignalOnly;
 /// Those that a guest's command gets, too.
 pub const FORWARDED: [i32; 6] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT, SIGUSR1, SIGUSR2];
 
+/// Those that end who is only waiting.
+pub const ENDING: [i32; 4] = [SIGINT, SIGTERM, SIGHUP, SIGQUIT];
+
 /// Signals of this process that wait to be looked at, instead of their usual effect.
 #[derive(Debug)]
 pub struct Signals(SignalDelivery<UnixStream, SignalOnly>);
