@@ -17,3 +17,4 @@ pub mod modules;
 pub mod mounts;
 pub mod net;
 pub mod status;
+pub mod wire;

@@ -83,6 +83,13 @@ impl Error {
     }
 }
 
+impl From<Diagnostic> for Error {
+    fn from(diagnostic: Diagnostic) -> Error {
+        let Diagnostic { code, message, hint, retryable, exit: _ } = diagnostic;
+        Error { code, message, hint, retryable, cause: None }
+    }
+}
+
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.message)

@@ -2,25 +2,35 @@
 //!
 //! - [`diagnostic`]: how a tool reports a failure and with which exit code it ends.
 //! - [`error`]: the error of the calls that embed machines.
+//! - [`agent`]: the client of a machine's agent.
 //! - [`args`]: the command line as text, before any parser sees it.
 //! - [`outfile`]: an output that is whole or absent, or standard output.
 //! - [`outdir`]: the same for a directory.
 //! - [`assets`]: where the programs that a guest needs are found.
 //! - [`program`]: what every tool's `main` does.
 //! - [`imagecache`]: images in the cache, whole and marked or not there; [`fault`]: why one was not made.
+//! - [`registry`]: which machines there are, and whether they live.
+//! - [`guestio`]: what the tools that run a command in a guest share.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
+//! - [`vm`]: machines, from options to their end.
+//! - [`run`], [`exec`], [`attach`], [`cp`]: the work of the programs of these names, with guests.
 //! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod args;
 pub mod assets;
+pub mod attach;
+pub mod cp;
 pub mod diagnostic;
 pub mod e2fsck;
 pub mod error;
+pub mod exec;
 pub mod ext4;
 pub mod fault;
+pub mod guestio;
 pub mod imagecache;
 pub mod kernel;
 pub mod mkinitramfs;
@@ -30,4 +40,7 @@ pub mod outdir;
 pub mod outfile;
 pub mod phases;
 pub mod program;
+pub mod registry;
 pub mod rootfs_img;
+pub mod run;
+pub mod vm;

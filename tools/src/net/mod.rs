@@ -104,8 +104,11 @@ fn hand_over(args: &Args, path: &str, next: &mut Command) -> Result<(), Diagnost
     Ok(())
 }
 
-/// Starts passt and tells `next` of it.
-fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::UnixStream, Diagnostic> {
+/// Starts passt and tells `next` of it. The socket that is returned has to stay open until `next` runs.
+///
+/// # Errors
+/// `NET_…`.
+pub fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::UnixStream, Diagnostic> {
     let address = Address::parse(args.address.as_deref().unwrap_or(passt::ADDRESS))?;
     let forwards = args.publish.iter().map(|text| Forward::parse(text)).collect::<Result<Vec<_>, _>>()?;
     forward::check(&forwards)?;

@@ -1,0 +1,6 @@
+//! The agent's half of docs/wire-protocol.md, apart from its system calls.
+
+pub mod frames;
+pub mod report;
+pub mod request;
+pub mod stream;
