@@ -11,19 +11,29 @@
 //! - [`registry`]: which machines there are, and whether they live.
 //! - [`phases`]: phases with their times, and progress.
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
-//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
+//! - [`agent`]: clients of the guest agent.
+//! - [`table`]: text for people.
+//! - [`dispatch`]: the work of `machinen` itself.
+//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`], [`ls`], [`gc`], [`logs`], [`mem`], [`stop`]: the work of
+//!   the programs of these names.
 
 #![forbid(unsafe_code)]
 
+pub mod agent;
 pub mod args;
 pub mod assets;
 pub mod diagnostic;
+pub mod dispatch;
 pub mod e2fsck;
 pub mod error;
 pub mod ext4;
 pub mod fault;
+pub mod gc;
 pub mod imagecache;
 pub mod kernel;
+pub mod logs;
+pub mod ls;
+pub mod mem;
 pub mod mkinitramfs;
 pub mod mountdisk;
 pub mod net;
@@ -33,3 +43,5 @@ pub mod phases;
 pub mod program;
 pub mod registry;
 pub mod rootfs_img;
+pub mod stop;
+pub mod table;
