@@ -6,12 +6,12 @@ use std::path::Path;
 use std::time::{Duration, Instant};
 
 use machinen_abi::body::{Exit, Failure};
-use machinen_abi::frame::{HEADER_BYTES, Header, Kind};
+use machinen_abi::frame::{HEADER_BYTES, Header, Kind, Malformed};
 use machinen_abi::open::{Operation, begin};
 
 use crate::error::{Error, Result};
 
-/// Asks the agent behind the socket for `operation`, and waits for its end, `limit` at most for each answer.
+/// Asks the agent behind the socket for `operation`, and waits for its end, `limit` at most whatever it sends.
 ///
 /// `None`: the machine went away before it answered, as it does when it is switched off.
 ///
@@ -22,10 +22,7 @@ pub fn ask(socket: impl AsRef<Path>, operation: Operation, limit: Duration) -> R
     let mut stream = send(socket.as_ref(), operation, limit)
         .map_err(|cause| Error::host("AGENT_UNAVAILABLE", "ask the guest agent", cause))?;
     loop {
-        // A limit of 0 would be none.
-        let left = deadline.saturating_duration_since(Instant::now()).max(Duration::from_millis(1));
-        let frame = stream.set_read_timeout(Some(left)).and_then(|()| receive(&mut stream));
-        let (kind, payload) = match frame {
+        let (kind, payload) = match receive(&mut stream, deadline) {
             Ok(Ok(frame)) => frame,
             Ok(Err(malformed)) => {
                 return Err(Error::new("AGENT_PROTOCOL", format!("the guest agent's answer: {malformed}")));
@@ -57,16 +54,32 @@ fn send(socket: &Path, operation: Operation, limit: Duration) -> io::Result<Unix
 }
 
 /// A frame, or why it is none.
-fn receive(
-    stream: &mut UnixStream,
-) -> io::Result<std::result::Result<(Kind, Vec<u8>), machinen_abi::frame::Malformed>> {
+fn receive(stream: &mut UnixStream, deadline: Instant) -> io::Result<std::result::Result<(Kind, Vec<u8>), Malformed>> {
     let mut header = [0; HEADER_BYTES];
-    stream.read_exact(&mut header)?;
+    read_exact(stream, &mut header, deadline)?;
     let header = match Header::from_bytes(header) {
         Ok(header) => header,
         Err(malformed) => return Ok(Err(malformed)),
     };
     let mut payload = vec![0; usize::try_from(header.length).unwrap_or(usize::MAX)];
-    stream.read_exact(&mut payload)?;
+    read_exact(stream, &mut payload, deadline)?;
     Ok(Ok((header.kind, payload)))
+}
+
+/// Fills the buffer. Fails with `TimedOut` when that takes longer than to the deadline, however the bytes come.
+fn read_exact(stream: &mut UnixStream, mut buffer: &mut [u8], deadline: Instant) -> io::Result<()> {
+    while !buffer.is_empty() {
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(io::Error::new(ErrorKind::TimedOut, "it did not answer in time"));
+        }
+        stream.set_read_timeout(Some(left))?;
+        match stream.read(buffer) {
+            Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
+            Ok(length) => buffer = buffer.get_mut(length..).unwrap_or_default(),
+            Err(error) if matches!(error.kind(), ErrorKind::Interrupted | ErrorKind::WouldBlock) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(())
 }
