@@ -1,5 +1,6 @@
 //! The client of a machine's agent: `docs/wire-protocol.md`.
 //!
+//! - [`oneshot`]: an operation of which only the end matters.
 //! - [`wire`]: frames over a stream.
 //! - [`request`]: what a stream is for.
 //! - [`relay`]: the loop between a command in the guest and this process's standard streams.
@@ -7,6 +8,7 @@
 //! - [`channel`], [`signals`], [`terminal`]: standard streams, signals and the terminal of this process.
 
 pub mod channel;
+pub mod oneshot;
 pub mod relay;
 pub mod request;
 pub mod signals;

@@ -214,7 +214,7 @@ impl Vm {
     /// `REGISTRY_KILL`: it lives on.
     pub fn kill(&self, limit: Duration) -> Result<bool> {
         let mut gently = true;
-        if self.alive && !self.is_dead_now() {
+        if self.alive && !self.has_ended() {
             if let Some(handle) = self.process().and_then(Process::open) {
                 handle.signal(Signal::TERM);
             }
@@ -237,7 +237,7 @@ impl Vm {
     pub fn wait_dead(&self, limit: Duration) -> bool {
         let deadline = Instant::now().checked_add(limit);
         let left = || deadline.map_or(Duration::MAX, |deadline| deadline.saturating_duration_since(Instant::now()));
-        while !self.is_dead_now() {
+        while !self.has_ended() {
             let handles = match self.process().and_then(Process::open) {
                 Some(handle) => vec![handle],
                 None => self.holders(),
@@ -249,7 +249,7 @@ impl Vm {
                 // Its holder has just gone, or is another user's.
                 std::thread::sleep(left().min(LOOK_AGAIN));
             } else if !wait_all(&handles, left()) {
-                return self.is_dead_now();
+                return self.has_ended();
             }
         }
         true
@@ -271,7 +271,7 @@ impl Vm {
     }
 
     /// Whether the lock is free by now. Not while it cannot be looked at.
-    fn is_dead_now(&self) -> bool {
+    pub fn has_ended(&self) -> bool {
         match locked(CWD, &self.dir) {
             Ok(held) => !held,
             Err(error) => matches!(error, Errno::NOENT | Errno::NOTDIR),
