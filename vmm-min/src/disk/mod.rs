@@ -163,17 +163,29 @@ impl Disk {
         if self.access == Access::CopyOnWrite {
             self.complete_edges(offset, bytes)?;
         }
+        self.write_by(offset, bytes, |file, done| {
+            ram.write_file(file, offset + done, buffers.range(skip + done, bytes - done))
+        })
+    }
+
+    /// Writes by calls of `call`, which gets the file and how much is done, and returns how much more it has done.
+    fn write_by(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        mut call: impl FnMut(&File, u64) -> io::Result<u64>,
+    ) -> io::Result<()> {
         let mut done = 0;
         while done < bytes {
-            let file = self.layers.last().map_or(&self.base, Layer::file);
-            let count = ram.write_file(file, offset + done, buffers.range(skip + done, bytes - done))?;
+            let count = call(self.layers.last().map_or(&self.base, Layer::file), done)?;
             if count == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            if let Some(layer) = self.layers.last_mut() {
-                layer.add(offset + done, count);
-            }
             done += count;
+            if let Some(layer) = self.layers.last_mut() {
+                // From the start: a call may end within a cluster, of which neither it nor the next one writes all.
+                layer.add(offset, done);
+            }
         }
         Ok(())
     }
@@ -271,5 +283,28 @@ fn open(path: &str, access: Access) -> Result<File> {
             Err(Error::usage("DISK_UNREADABLE", message, "an image is made by machinen-rootfs-img or mke2fs"))
         }
         Err(cause) => Err(Error::host("DISK_UNREADABLE", format!("fstat of disk {path}"), cause)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_write_that_the_host_does_in_parts_is_kept_whole() {
+        let path = std::env::temp_dir().join(format!("machinen-disk-{}", std::process::id()));
+        std::fs::write(&path, [0x5a; 16 << 10]).expect("a writable temporary directory");
+        let mut disk = Disk::open(path.to_str().expect("text"), Access::CopyOnWrite).expect("a disk");
+        // As a full disk that gets room again, a network's file system, or more than 2 GiB at once.
+        let written = disk.write_by(4096, 8192, |file, done| {
+            let count = (8192 - done).min(1000);
+            file.write_all_at(&[7; 1000][..usize::try_from(count).expect("short")], 4096 + done)?;
+            Ok(count)
+        });
+        written.expect("written");
+        let found: Vec<u8> = (0..4).map(|cluster| disk.read_cluster(cluster).expect("read")[4095]).collect();
+        assert_eq!(found, [0x5a, 7, 7, 0x5a]);
+        std::fs::remove_file(path).expect("clean up");
     }
 }
