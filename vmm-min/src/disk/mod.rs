@@ -18,6 +18,9 @@ use layer::{CLUSTER_BYTES, Cluster, Layer};
 /// Bytes of a sector, whatever the medium (virtio 1.2, 5.2).
 pub const SECTOR_BYTES: u64 = 512;
 
+/// Longest image under a layer, as long as ext4 lets a file be: the map of what the layer holds then has 512 MiB.
+const MOST_LAYER_BYTES: u64 = 16 << 40;
+
 /// Who may write to an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Access {
@@ -79,6 +82,10 @@ impl Disk {
         if access == Access::InPlace && !base_bytes.is_multiple_of(SECTOR_BYTES) {
             let message = format!("disk {path}: {base_bytes} bytes end within a sector of {SECTOR_BYTES}");
             return Err(Error::usage("DISK_SIZE", message, format!("truncate -s %{SECTOR_BYTES} {path}")));
+        }
+        if access == Access::CopyOnWrite && base_bytes > MOST_LAYER_BYTES {
+            let message = format!("disk {path}: {base_bytes} bytes are more than a layer can cover, 16 TiB");
+            return Err(Error::usage("DISK_SIZE", message, "with :ro or :rw there is no layer"));
         }
         let bytes = base_bytes.next_multiple_of(SECTOR_BYTES);
         let name = path.rsplit('/').next().unwrap_or(path).as_bytes();
