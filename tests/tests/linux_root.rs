@@ -171,7 +171,8 @@ fn an_overlay_shows_the_lower_disk_and_keeps_what_is_written() {
         (finished.code(), finished.printed())
     };
     let script = "cd '/home/my work'; stat -c '%u %g %a' .; cat kept sub/file; ls /run/machinen; \
-                  echo upper >sub/file; rm kept; echo new >new; sleep 1000 & exit 5";
+                  echo upper >sub/file; rm kept; echo new >new; mkdir sub/p; mount -t proc proc sub/p; \
+                  mount -t tmpfs in-memory /sys/fs; sleep 1000 & exit 5";
     assert_eq!(run(script), (5, "1000 1000 750\nkept\nlower\n".to_owned()));
     assert_eq!(run("cd '/home/my work'; cat sub/file; ls"), (0, "upper\nnew\nsub\n".to_owned()));
     assert!(fs::read(&lower).unwrap() == LOWER);
