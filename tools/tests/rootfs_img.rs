@@ -364,6 +364,8 @@ fn tar_files_that_lie() {
     }
     let done = scratch.run_stdin(TOOL, &["-"], b"BZh91AY&SY");
     assert!(refused(&done, "ROOTFS_IMG_SOURCE", 1).contains("bzip2"));
+    // A stream with a name is called by it.
+    assert!(refused(&scratch.run(TOOL, &["/dev/null"]), "ROOTFS_IMG_SOURCE", 1).contains("read: /dev/null: "));
 }
 
 #[test]

@@ -51,7 +51,7 @@ const CODES: Codes = Codes {
 const FORMAT: &str = "ext4-1";
 /// Where /init looks for the command.
 const CONFIG: &[u8] = b"machinen-config.json";
-/// As much as /init reads of it.
+/// A larger one is only in the image: /init reads it there, up to 16 MiB.
 const CONFIG_MAX_BYTES: u64 = 1 << 20;
 const STDIN: &str = "standard input";
 
@@ -192,8 +192,8 @@ fn is_good(store: &Store, key: &str) -> bool {
 enum Opened {
     /// A tar file, perhaps compressed, and its name for messages.
     File(File, String),
-    /// A stream that was read to its end, and its hash.
-    Spooled(File, [u8; 32]),
+    /// A stream that was read to its end, its hash, and its name for messages.
+    Spooled(File, [u8; 32], String),
     /// A directory.
     Directory(PathBuf, Box<directory::Found>),
 }
@@ -221,7 +221,7 @@ impl Opened {
             }
             let mut hash = Sha256::new();
             let file = source::spool(stdin, STDIN, store.dir(), |piece| hash.update(piece))?;
-            return Ok(Opened::Spooled(file, hash.finalize().into()));
+            return Ok(Opened::Spooled(file, hash.finalize().into(), STDIN.to_string()));
         }
         let path = Path::new(word);
         let found = fs::metadata(path).map_err(|e| Fault::host("open", path, e))?;
@@ -236,12 +236,12 @@ impl Opened {
         }
         let mut hash = Sha256::new();
         let file = source::spool(file, word, store.dir(), |piece| hash.update(piece))?;
-        Ok(Opened::Spooled(file, hash.finalize().into()))
+        Ok(Opened::Spooled(file, hash.finalize().into(), word.to_string()))
     }
 
     fn name(&self, store: &Store, phases: &mut Phases) -> Result<Named> {
         let (identity, settled) = match self {
-            Opened::Spooled(_, hash) => {
+            Opened::Spooled(_, hash, _) => {
                 phases.end("spool");
                 return Ok(Named { key: Some(hex(hash)), identity: None, settled: false, known: true });
             }
@@ -266,7 +266,7 @@ impl Opened {
     fn hash(&self, tick: impl FnMut(u64, u64)) -> Result<[u8; 32]> {
         match self {
             Opened::File(file, name) => source::hash(file, name, tick),
-            Opened::Spooled(_, hash) => Ok(*hash),
+            Opened::Spooled(_, hash, _) => Ok(*hash),
             Opened::Directory(path, found) => directory_hash(path, found),
         }
     }
@@ -343,13 +343,9 @@ impl Builder<'_> {
         let mut spool = tar::Spool::new(nameless(self.store.dir())?);
         let parsed;
         let (tree, name, source) = match self.source {
-            Opened::File(file, name) => {
+            Opened::File(file, name) | Opened::Spooled(file, _, name) => {
                 parsed = self.read_tar(file, name, &mut spool, phases)?;
                 (&parsed.0, name.clone(), Source::Tar(&parsed.1))
-            }
-            Opened::Spooled(file, _) => {
-                parsed = self.read_tar(file, STDIN, &mut spool, phases)?;
-                (&parsed.0, STDIN.to_string(), Source::Tar(&parsed.1))
             }
             Opened::Directory(path, found) => {
                 (&found.tree, path.display().to_string(), Source::Directory(&found.fd, path))
