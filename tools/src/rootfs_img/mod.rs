@@ -153,10 +153,10 @@ fn image(args: Args) -> Result<String> {
                 None => builder.build(&mut phases)?,
             };
             source.unchanged(&named, &store)?;
-            store.commit(&key, built.image, &[("config.json", built.config.as_deref())])?;
+            store.commit(&key, built.image, built.least_bytes, &[("config.json", built.config.as_deref())])?;
             phases.end("commit");
-        } else if let Some(size) = size.filter(|_| !big_enough(&store, &key, size)) {
-            store.grow(&key, size)?;
+        } else if !big_enough(&store, &key, size) {
+            store.grow(&key, size.unwrap_or_else(|| store.least_bytes(&key)))?;
             phases.end("grow");
         }
     }
@@ -178,7 +178,7 @@ fn image(args: Args) -> Result<String> {
 }
 
 fn big_enough(store: &Store, key: &str, size: Option<u64>) -> bool {
-    let least = size.unwrap_or(0);
+    let least = size.unwrap_or_else(|| store.least_bytes(key));
     store.intact_bytes(key).is_some_and(|bytes| bytes >= least)
 }
 
@@ -334,6 +334,8 @@ struct Builder<'a> {
 /// An image that has no name yet.
 struct Built {
     image: Outfile,
+    /// Its length when no size is given.
+    least_bytes: u64,
     config: Option<Vec<u8>>,
 }
 
@@ -352,15 +354,15 @@ impl Builder<'_> {
             }
         };
         let input = Input { name: &name, tree, source, spool: spool.file() };
-        let least = ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64);
+        let least_bytes = ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64);
         let image = self.store.create()?;
         // Not of the key, which may not be known yet.
         let uuid = uuid(&digest::digest(tree, |_, _| Ok(()))?);
-        input.write(image.file(), self.size.unwrap_or(least), uuid, phases)?;
+        input.write(image.file(), self.size.unwrap_or(least_bytes), uuid, phases)?;
         let config = input.read(CONFIG, CONFIG_MAX_BYTES)?;
         e2fsck::check(&image.reach(), self.e2fsck)?;
         phases.end("e2fsck");
-        Ok(Built { image, config })
+        Ok(Built { image, least_bytes, config })
     }
 
     fn read_tar(&self, file: &File, name: &str, spool: &mut tar::Spool, phases: &mut Phases) -> Result<(Tree, File)> {
