@@ -81,12 +81,30 @@ impl Mounted {
 }
 
 /// Reads the text of `/proc/self/mounts`: what is mounted, in the order of mounting. Lines of another shape are skipped.
-pub fn parse(text: &[u8]) -> impl DoubleEndedIterator<Item = Mounted> {
+pub fn parse(text: &[u8]) -> impl Iterator<Item = Mounted> {
     text.split(|&byte| byte == b'\n').filter_map(|line| {
         let mut fields = line.split(|&byte| byte == b' ').skip(1);
         let (target, fstype) = (unescape(fields.next()?), fields.next()?);
         Some(Mounted { target: CString::new(target).ok()?, fstype: fstype.into() })
     })
+}
+
+/// What has to be unmounted before the disks are as after a clean unmount, in this order: what is not of memory, and what is
+/// mounted in that, whatever it is (the /proc of a chroot). The root, which cannot be, is not among it.
+#[must_use]
+pub fn to_unmount(text: &[u8]) -> Vec<CString> {
+    let mut list: Vec<CString> = Vec::new();
+    for mounted in parse(text).filter(|mounted| mounted.target.as_c_str() != c"/") {
+        let target = mounted.target.to_bytes();
+        let lies_in = |above: &CString| {
+            target.strip_prefix(above.to_bytes()).is_some_and(|rest| rest.is_empty() || rest.starts_with(b"/"))
+        };
+        if !mounted.is_of_memory() || list.iter().any(lies_in) {
+            list.push(mounted.target);
+        }
+    }
+    list.reverse();
+    list
 }
 
 /// Reads the text of `/proc/swaps` (proc_swaps(5)): the files and devices in use. Its first line is a heading.
@@ -116,7 +134,7 @@ fn octal(text: &[u8]) -> Option<(u8, &[u8])> {
 
 #[cfg(test)]
 mod tests {
-    use super::{DEV, KERNEL, TABLE, parse, parse_swaps};
+    use super::{DEV, KERNEL, TABLE, parse, parse_swaps, to_unmount};
     use proptest::prelude::{any, prop, proptest};
 
     #[test]
@@ -138,7 +156,16 @@ mod tests {
         let list: Vec<_> = parse(text).map(|m| (m.target.clone().into_string().unwrap(), m.is_of_memory())).collect();
         let expected = [("/", false), ("/proc", true), ("/a b\\c\\0", false)];
         assert_eq!(list, expected.map(|(target, memory)| (target.to_owned(), memory)));
-        assert_eq!(parse(text).next_back().unwrap().fstype, b"overlay");
+        assert_eq!(parse(text).last().unwrap().fstype, b"overlay");
+    }
+
+    #[test]
+    fn what_is_mounted_in_a_disk_goes_before_it() {
+        let text =
+            b"/dev/vda / ext4 rw 0 0\nproc /proc proc rw 0 0\ntmpfs /tmp tmpfs rw 0 0\n/dev/vdb /mnt ext4 rw 0 0\n\
+            proc /mnt/proc proc rw 0 0\ntmpfs /mnt2 tmpfs rw 0 0\ntmpfs /mnt tmpfs rw 0 0\nover /work overlay rw 0 0\n";
+        assert_eq!(to_unmount(text), [c"/work", c"/mnt", c"/mnt/proc", c"/mnt"].map(ToOwned::to_owned));
+        assert!(to_unmount(b"").is_empty());
     }
 
     #[test]
@@ -162,6 +189,7 @@ mod tests {
         #[test]
         fn any_text_is_read(text in prop::collection::vec(any::<u8>(), 0..200)) {
             parse(&text).for_each(drop);
+            let _ = to_unmount(&text);
             parse_swaps(&text).for_each(drop);
         }
     }

@@ -56,14 +56,12 @@ fn end_processes() {
     }
 }
 
-/// Unmounts what is on disks, last first, and makes a root on a disk read-only. Returns what does not work yet.
+/// Unmounts what is on disks and in them, last first, and makes a root on a disk read-only. Returns what does not work yet.
 fn release() -> Vec<(CString, Errno)> {
     let mut left = Vec::new();
     let text = sys::read_file(c"/proc/self/mounts").unwrap_or_default();
-    for mounted in mounts::parse(&text).rev() {
-        if mounted.target.as_c_str() != c"/" && !mounted.is_of_memory() {
-            left.extend(files::unmount(&mounted.target, 0).err().map(|errno| (mounted.target, errno)));
-        }
+    for target in mounts::to_unmount(&text) {
+        left.extend(files::unmount(&target, 0).err().map(|errno| (target, errno)));
     }
     let root = Fd::open(c"/", libc::O_RDONLY | libc::O_DIRECTORY);
     if !root.is_ok_and(|root| files::is_in_memory(&root)) {

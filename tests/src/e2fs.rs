@@ -72,8 +72,16 @@ impl E2fs {
     /// # Panics
     /// When that fails.
     pub fn make(&self, image: &Path, mib: u64, tree: Option<&Path>) {
+        self.make_with(&[], image, mib, tree);
+    }
+
+    /// The same with more words for mke2fs.
+    ///
+    /// # Panics
+    /// When that fails.
+    pub fn make_with(&self, words: &[&str], image: &Path, mib: u64, tree: Option<&Path>) {
         File::create(image).unwrap().set_len(mib << 20).unwrap();
-        let mut run = self.run("mke2fs").args(["-q", "-F", "-t", "ext4", "-b", "4096"]);
+        let mut run = self.run("mke2fs").args(["-q", "-F", "-t", "ext4", "-b", "4096"]).args(words);
         if let Some(tree) = tree {
             run = run.arg("-d").arg(tree);
         }

@@ -42,8 +42,17 @@ pub fn small_pipe() -> (PipeReader, PipeWriter) {
 /// When it does not exist.
 #[must_use]
 pub fn cpu_ticks(process: u32) -> u64 {
-    // The name, in parentheses, may hold spaces; the fields after it are numbered from 3 (proc_pid_stat(5)).
-    let fields = stat(process);
+    ticks(&stat(process))
+}
+
+/// The same, and 0 when there is no such process.
+#[must_use]
+pub fn processor_ticks(process: u32) -> u64 {
+    fields(process).map_or(0, |fields| ticks(&fields))
+}
+
+fn ticks(fields: &[String]) -> u64 {
+    // utime and stime; fields after the name are numbered from 3 (proc_pid_stat(5)).
     [14, 15].map(|number| fields[number - 3].parse::<u64>().expect("a number")).iter().sum()
 }
 
@@ -63,16 +72,23 @@ pub fn is_asleep(process: u32) -> bool {
 }
 
 fn stat(process: u32) -> Vec<String> {
-    let stat = fs::read_to_string(format!("/proc/{process}/stat")).expect("the process exists");
-    let (_, rest) = stat.rsplit_once(')').expect("a name in parentheses");
-    rest.split_whitespace().map(str::to_owned).collect()
+    fields(process).expect("the process exists")
 }
 
-/// Processor time that a process has used, in hundredths of a second; 0 when there is none of this number.
+/// What comes after the name, which is in parentheses and may hold spaces.
+fn fields(process: u32) -> Option<Vec<String>> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    Some(rest.split_whitespace().map(str::to_owned).collect())
+}
+
+/// Kilobytes of a process that are in memory.
+///
+/// # Panics
+/// When there is no such process.
 #[must_use]
-pub fn processor_ticks(process: u32) -> u64 {
-    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
-    // After the name, which may contain anything: utime and stime are fields 14 and 15 (proc_pid_stat(5)).
-    let fields = stat.rsplit_once(") ").map(|(_, rest)| rest).unwrap_or_default();
-    fields.split(' ').skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum()
+pub fn rss_kib(process: u32) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process exists");
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process with memory");
+    line.trim().trim_end_matches(" kB").parse().expect("a number")
 }

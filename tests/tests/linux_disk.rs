@@ -4,12 +4,13 @@
 
 use std::fs::{self, File};
 use std::io::Write;
+use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
-use machinen_tests::guest::{Guest, Scratch};
+use machinen_tests::guest::{Guest, Scratch, monitor};
 use machinen_tests::monitor::{Live, read_bytes};
-use machinen_tests::{Finished, Run};
+use machinen_tests::{Finished, Run, asset};
 
 const MODULES: [&str; 2] = ["virtio_mmio", "virtio_blk"];
 const DISK_MIB: u64 = 16;
@@ -106,4 +107,42 @@ fn several_disks_are_told_apart() {
     let finished = guest.monitor(&["--disk", &two, "--root-disk", &one, "--disk", &three]).run();
     let expected = "10\n20\n30\none\ntwo\nthree\n0\n1\n0\nrefused\n";
     assert_eq!((finished.code(), finished.printed().as_str()), (0, expected));
+}
+
+/// Every device that one machine can have, on both kernels: interrupt lines 5 to 17.
+#[test]
+fn all_devices_at_once_have_their_lines() {
+    let scratch = Scratch::new();
+    let peer = UnixListener::bind(scratch.path("net")).unwrap();
+    let mut args = Vec::new();
+    for number in 0..9 {
+        fs::write(scratch.path(&format!("disk{number}")), vec![b'0' + number; 64 << 10]).unwrap();
+        let flag = if number == 0 { "--root-disk" } else { "--disk" };
+        args.extend([flag.to_owned(), scratch.path(&format!("disk{number}")).display().to_string()]);
+    }
+    let vsock = format!("hybrid:{}", scratch.path("vsock").display());
+    args.extend(["--net-socket".to_owned(), scratch.path("net").display().to_string(), "--vsock".to_owned(), vsock]);
+    let script = "for d in a b c d e f g h i; do dd if=/dev/vd$d bs=1 count=1 2>/dev/null; done; echo
+        for d in a b c d e f g h i; do dd if=/dev/zero of=/dev/vd$d bs=64k count=1 conv=fsync 2>/dev/null || echo $d; done
+        dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c
+        for d in /sys/bus/virtio/devices/*; do readlink -f $d/driver | sed s,.*/,,; done | sort | uniq -c | tr -s ' '
+        awk '/virtio/ { print $4 }' /proc/interrupts | tr -d '\n'";
+    let modules = ["virtio_blk", "virtio_balloon", "rng_core", "virtio_rng", "failover", "net_failover", "virtio_net"];
+    let vsock = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
+    for (kernel, modules) in [("vmlinux", [&["virtio_mmio"], &modules[..], &vsock].concat()), ("vmlinux-tuned", vec![])]
+    {
+        let modules: Vec<&str> =
+            modules.into_iter().filter(|name| asset("modules").join(format!("{name}.ko")).exists()).collect();
+        let guest = Guest::busybox(script).modules(&modules);
+        let finished = monitor(&asset(kernel), &guest.initrd()).args(&args).finish();
+        let printed = finished.printed();
+        let mut lines = printed.lines();
+        assert_eq!((lines.next(), lines.next()), (Some("012345678"), Some("16")), "{kernel}: {printed}");
+        let drivers =
+            [" 1 virtio_balloon", " 9 virtio_blk", " 1 virtio_net", " 1 virtio_rng", " 1 vmw_vsock_virtio_transport"];
+        assert_eq!(lines.by_ref().take(5).collect::<Vec<_>>(), drivers, "{kernel}: {printed}");
+        let numbers: String = (5..18).map(|line| format!("{line}-edge")).collect();
+        assert_eq!(lines.next(), Some(numbers.as_str()), "{kernel}: {printed}");
+    }
+    drop(peer);
 }

@@ -7,6 +7,7 @@ use std::io::Write;
 use std::process::Stdio;
 
 use machinen_tests::guest::{Guest, Scratch};
+use machinen_tests::host::rss_kib;
 use machinen_tests::monitor::{Live, read_bytes, wait_until};
 
 const TOUCHED_MIB: u64 = 512;
@@ -14,13 +15,6 @@ const TOUCHED_MIB: u64 = 512;
 /// Fills memory, says so, and frees it at a word from outside.
 const SCRIPT: &str = "mount -t tmpfs -o size=90% none /mnt && dd if=/dev/zero of=/mnt/x bs=1M count=512 2>/dev/null \
     && echo full && read word && rm /mnt/x && read word";
-
-/// Kilobytes of the process that are in memory.
-fn rss_kib(process: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{process}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
-    line.trim().trim_end_matches(" kB").parse().unwrap()
-}
 
 #[test]
 fn an_idle_guest_gives_its_memory_back() {

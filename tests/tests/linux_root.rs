@@ -97,6 +97,48 @@ fn a_read_only_root_is_not_written_to_and_has_tmp() {
 }
 
 #[test]
+fn a_file_system_that_cannot_grow_is_used_as_it_is() {
+    let (e2fs, scratch) = (E2fs::new(), Scratch::new());
+    put_root(&scratch.path("root"));
+    let image = scratch.path("image");
+    // Linux refuses to grow one with this feature.
+    e2fs.make_with(&["-O", "sparse_super2"], &image, 32, Some(&scratch.path("root")));
+    fs::File::options().write(true).open(&image).unwrap().set_len(64 << 20).unwrap();
+
+    let finished = run_in(&scratch, &image, ":rw", "/dev/vda", "echo kept >/root/file; exit 7");
+    let printed = finished.printed();
+    assert_eq!(finished.code(), 7, "{printed}");
+    assert!(printed.contains("init: /dev/vda: the file system stays smaller than the disk: "), "{printed}");
+    e2fs.expect_clean(&image);
+    let again = run_in(&scratch, &image, ":ro", "/dev/vda:ro", "cat /root/file");
+    assert_eq!((again.code(), again.printed().as_str()), (0, "kept\n"));
+}
+
+#[test]
+fn a_journal_of_an_unclean_end_is_replayed_or_refused_never_left_out() {
+    let (e2fs, scratch) = (E2fs::new(), Scratch::new());
+    put_root(&scratch.path("root"));
+    let image = scratch.path("image");
+    e2fs.make(&image, 32, Some(&scratch.path("root")));
+    let crash = "echo kept >/root/file; sync; echo b >/proc/sysrq-trigger; sleep 100";
+    assert_eq!(run_in(&scratch, &image, ":rw", "/dev/vda", crash).code(), 125);
+    let dirty = e2fs.check(&image).printed();
+    assert!(dirty.contains("recover"), "nothing to replay: {dirty}");
+
+    let before = fs::read(&image).unwrap();
+    let why = "mount /dev/vda: the disk is read-only and its ext4 needs e2fsck after an unclean end";
+    expect_refused(&run_in(&scratch, &image, ":ro", "/dev/vda:ro", "echo ran"), why);
+    let why = "mount /dev/vda: the disk is read-only and the ext4 is to be written";
+    expect_refused(&run_in(&scratch, &image, ":ro", "/dev/vda", "echo ran"), why);
+    let layer = run_in(&scratch, &image, "", "/dev/vda:ro", "cat /root/file");
+    assert_eq!((layer.code(), layer.printed().as_str()), (0, "kept\n"));
+    assert!(fs::read(&image).unwrap() == before);
+    let replayed = run_in(&scratch, &image, ":rw", "/dev/vda", "cat /root/file");
+    assert_eq!((replayed.code(), replayed.printed().as_str()), (0, "kept\n"));
+    e2fs.expect_clean(&image);
+}
+
+#[test]
 fn the_image_gives_defaults_to_the_configuration_of_the_boot() {
     let (e2fs, scratch) = (E2fs::new(), Scratch::new());
     put_root(&scratch.path("root"));
@@ -129,7 +171,8 @@ fn an_overlay_shows_the_lower_disk_and_keeps_what_is_written() {
         (finished.code(), finished.printed())
     };
     let script = "cd '/home/my work'; stat -c '%u %g %a' .; cat kept sub/file; ls /run/machinen; \
-                  echo upper >sub/file; rm kept; echo new >new; sleep 1000 & exit 5";
+                  echo upper >sub/file; rm kept; echo new >new; mkdir sub/p; mount -t proc proc sub/p; \
+                  mount -t tmpfs in-memory /sys/fs; sleep 1000 & exit 5";
     assert_eq!(run(script), (5, "1000 1000 750\nkept\nlower\n".to_owned()));
     assert_eq!(run("cd '/home/my work'; cat sub/file; ls"), (0, "upper\nnew\nsub\n".to_owned()));
     assert!(fs::read(&lower).unwrap() == LOWER);

@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 use machinen_fixtures::traffic::{exchange, receive, send};
 use machinen_tests::guest::{Guest, Scratch};
 use machinen_tests::session::Session;
-use machinen_tests::{bin, soak};
+use machinen_tests::{bin, host, soak};
 
 /// The modules of the stock kernel that are needed, in order.
 const MODULES: [&str; 4] = ["virtio_mmio", "vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
@@ -78,13 +78,6 @@ fn accept(listener: &UnixListener) -> UnixStream {
     }
 }
 
-fn rss_kib(pid: u32) -> u64 {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    // Guest RAM is anonymous too, and the guest touches more of it; this is the whole.
-    let line = status.lines().find(|line| line.starts_with("VmRSS:")).unwrap();
-    line.split_whitespace().nth(1).unwrap().parse().unwrap()
-}
-
 #[test]
 fn streams_carry_their_data_while_one_reader_stands_still() {
     let streams: u64 = 64;
@@ -124,7 +117,8 @@ fn streams_carry_their_data_while_one_reader_stands_still() {
         .map(|(number, sums)| (number, sums.unwrap_or_else(|error| panic!("stream {number}: {error}"))))
         .collect();
     let elapsed = start.elapsed();
-    let rss = rss_kib(peer.session.id());
+    // Guest RAM is anonymous too, and the guest touches more of it; this is the whole.
+    let rss = host::rss_kib(peer.session.id());
     assert!(!sender.is_finished(), "the stopped reader's writer has to stand still");
     peer.session.expect("others done\n");
     let stopped_out = receive(&stopped_out.unwrap()).unwrap();
@@ -257,7 +251,11 @@ fn a_small_message_and_its_answer_are_few_exits() {
             ours = ours.zip(count).map(|(sum, count)| sum + count);
         }
     }
+    let Some(exits) = ours else {
+        println!("SKIP: no counters of KVM: there is no debugfs here, or no right to read it");
+        return;
+    };
     // The guest's message and its credit update are one each, which Linux sends after every read that leaves nothing; the
-    // answer's signal is one, its interrupt two. Without debugfs there is nothing to count.
-    assert!(ours.is_none_or(|exits| exits <= 5.3), "{ours:?} exits to the monitor");
+    // answer's signal is one, its interrupt two.
+    assert!(exits <= 5.3, "{exits} exits to the monitor");
 }

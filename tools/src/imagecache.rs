@@ -1,6 +1,7 @@
 //! Images in the cache: whole and marked, or not there. Names are keys of what the image is made from.
 //!
-//! An entry is `KEY.SUFFIX`, and `KEY.mark`, which says of which length and time the file is. The mark is written last and
+//! An entry is `KEY.SUFFIX`, and `KEY.mark`, which says of which length and time the file is, and how long it has to be for
+//! whoever names no length. The mark is written last and
 //! removed first, so a file without it, or with another length or time than it says, was cut short or written to, and is
 //! made again. Files are nameless until they are whole: a kill leaves nothing. One builder holds the lock of a key.
 
@@ -31,6 +32,9 @@ pub struct Store {
     /// What made them: a change of the program that changes images changes this.
     format: &'static str,
 }
+
+/// A file that belongs to an image: suffix, content.
+pub type Beside<'a> = (&'a str, Option<&'a [u8]>);
 
 /// Holds off other builders of a key until it is dropped.
 #[derive(Debug)]
@@ -73,13 +77,24 @@ impl Store {
 
     /// The length in bytes of the image of `key`, if it is there and as it was when it was marked.
     pub fn intact_bytes(&self, key: &str) -> Option<u64> {
-        let mark: Value = serde_json::from_slice(&fs::read(self.beside(key, "mark")).ok()?).ok()?;
+        let mark = self.read_mark(key)?;
+        let least_bytes = mark["least_bytes"].as_u64()?;
         let found = fs::symlink_metadata(self.path(key)).ok()?;
-        (found.is_file() && mark == self.mark(&found)).then_some(found.len())
+        (found.is_file() && mark == self.mark(&found, least_bytes)).then_some(found.len())
     }
 
-    fn mark(&self, image: &fs::Metadata) -> Value {
-        json!({ "format": self.format, "bytes": image.len(), "mtime": [image.mtime(), image.mtime_nsec()] })
+    /// The length in bytes that the image of `key` has at least for whoever names none; 0 if there is no such image.
+    pub fn least_bytes(&self, key: &str) -> u64 {
+        self.read_mark(key).and_then(|mark| mark["least_bytes"].as_u64()).unwrap_or(0)
+    }
+
+    fn read_mark(&self, key: &str) -> Option<Value> {
+        serde_json::from_slice(&fs::read(self.beside(key, "mark")).ok()?).ok()
+    }
+
+    fn mark(&self, image: &fs::Metadata, least_bytes: u64) -> Value {
+        let mtime = [image.mtime(), image.mtime_nsec()];
+        json!({ "format": self.format, "bytes": image.len(), "least_bytes": least_bytes, "mtime": mtime })
     }
 
     /// A new image, without its name until [`Store::commit`].
@@ -90,9 +105,9 @@ impl Store {
         created.map_err(|e| Fault::host("create", &path, e))
     }
 
-    /// Puts an image in place of the one before, with files that belong to it (suffix, content; `None`: there is none). The
-    /// caller holds the lock.
-    pub fn commit(&self, key: &str, image: Outfile, beside: &[(&str, Option<&[u8]>)]) -> Result<()> {
+    /// Puts an image in place of the one before, with files that belong to it (suffix, content; `None`: there is none), and
+    /// its [`Store::least_bytes`]. The caller holds the lock.
+    pub fn commit(&self, key: &str, image: Outfile, least_bytes: u64, beside: &[Beside<'_>]) -> Result<()> {
         let path = self.path(key);
         // A host that crashes leaves no marked image without its content.
         image.file().sync_all().map_err(|e| Fault::host("write", &path, e))?;
@@ -106,7 +121,7 @@ impl Store {
                 self.put(&self.beside(key, suffix), content)?;
             }
         }
-        self.put_mark(key)
+        self.put_mark(key, least_bytes)
     }
 
     /// Makes the image of `key` longer, without content. The caller holds the lock.
@@ -114,16 +129,17 @@ impl Store {
         let path = self.path(key);
         let opened = OpenOptions::new().write(true).open(&path);
         let file = opened.map_err(|e| Fault::host("open", &path, e))?;
+        let least_bytes = self.least_bytes(key);
         remove(&self.beside(key, "mark"))?;
         let grown = file.set_len(bytes).and_then(|()| file.sync_all());
         grown.map_err(|e| Fault::host("grow", &path, e))?;
-        self.put_mark(key)
+        self.put_mark(key, least_bytes)
     }
 
-    fn put_mark(&self, key: &str) -> Result<()> {
+    fn put_mark(&self, key: &str, least_bytes: u64) -> Result<()> {
         let path = self.path(key);
         let found = fs::metadata(&path).map_err(|e| Fault::host("stat", &path, e))?;
-        self.put(&self.beside(key, "mark"), format!("{}\n", self.mark(&found)).as_bytes())
+        self.put(&self.beside(key, "mark"), format!("{}\n", self.mark(&found, least_bytes)).as_bytes())
     }
 
     fn put(&self, path: &Path, content: &[u8]) -> Result<()> {

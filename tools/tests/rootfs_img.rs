@@ -364,6 +364,8 @@ fn tar_files_that_lie() {
     }
     let done = scratch.run_stdin(TOOL, &["-"], b"BZh91AY&SY");
     assert!(refused(&done, "ROOTFS_IMG_SOURCE", 1).contains("bzip2"));
+    // A stream with a name is called by it.
+    assert!(refused(&scratch.run(TOOL, &["/dev/null"]), "ROOTFS_IMG_SOURCE", 1).contains("read: /dev/null: "));
 }
 
 #[test]
@@ -465,7 +467,12 @@ fn sizes() {
     let found = fs::metadata(&path).unwrap();
     assert_eq!((found.len(), found.ino(), found.blocks()), (3 << 30, inode, taken));
     fsck(&path);
-    // Never smaller, and good for whoever gives no size.
+    // Never smaller, and good for whoever gives no size. Who made it first with which size does not matter.
+    scratch.put("small.tar", tar_of(&[("a", b"small")]));
+    let small = image(&scratch, &["--size", "32M", "small.tar"]);
+    assert_eq!(bytes(&small), 32 << 20);
+    assert_eq!((image(&scratch, &["small.tar"]), bytes(&small)), (small.clone(), 2 << 30));
+    fsck(&small);
     for args in [&["--size", "64", "r.tar"][..], &["r.tar"]] {
         assert_eq!((image(&scratch, args), bytes(&path)), (path.clone(), 3 << 30));
     }

@@ -237,7 +237,7 @@ impl Lower<'_> {
                     same = after == before;
                     before = after;
                     if same {
-                        self.store.commit(&key, image, &[])?;
+                        self.store.commit(&key, image, 0, &[])?;
                         phases.end("commit");
                     }
                 }

@@ -51,7 +51,7 @@ const CODES: Codes = Codes {
 const FORMAT: &str = "ext4-1";
 /// Where /init looks for the command.
 const CONFIG: &[u8] = b"machinen-config.json";
-/// As much as /init reads of it.
+/// A larger one is only in the image: /init reads it there, up to 16 MiB.
 const CONFIG_MAX_BYTES: u64 = 1 << 20;
 const STDIN: &str = "standard input";
 
@@ -188,10 +188,10 @@ fn make(
                 None => builder.build(phases)?,
             };
             source.unchanged(&named, store)?;
-            store.commit(&key, built.image, &[("config.json", built.config.as_deref())])?;
+            store.commit(&key, built.image, built.least_bytes, &[("config.json", built.config.as_deref())])?;
             phases.end("commit");
-        } else if let Some(size) = size.filter(|_| !big_enough(store, &key, size)) {
-            store.grow(&key, size)?;
+        } else if !big_enough(store, &key, size) {
+            store.grow(&key, size.unwrap_or_else(|| store.least_bytes(&key)))?;
             phases.end("grow");
         }
     }
@@ -202,7 +202,7 @@ fn make(
 }
 
 fn big_enough(store: &Store, key: &str, size: Option<u64>) -> bool {
-    let least = size.unwrap_or(0);
+    let least = size.unwrap_or_else(|| store.least_bytes(key));
     store.intact_bytes(key).is_some_and(|bytes| bytes >= least)
 }
 
@@ -216,8 +216,8 @@ fn is_good(store: &Store, key: &str) -> bool {
 enum Opened {
     /// A tar file, perhaps compressed, and its name for messages.
     File(File, String),
-    /// A stream that was read to its end, and its hash.
-    Spooled(File, [u8; 32]),
+    /// A stream that was read to its end, its hash, and its name for messages.
+    Spooled(File, [u8; 32], String),
     /// A directory.
     Directory(PathBuf, Box<directory::Found>),
 }
@@ -245,7 +245,7 @@ impl Opened {
             }
             let mut hash = Sha256::new();
             let file = source::spool(stdin, STDIN, store.dir(), |piece| hash.update(piece))?;
-            return Ok(Opened::Spooled(file, hash.finalize().into()));
+            return Ok(Opened::Spooled(file, hash.finalize().into(), STDIN.to_string()));
         }
         let path = Path::new(word);
         let found = fs::metadata(path).map_err(|e| Fault::host("open", path, e))?;
@@ -260,12 +260,12 @@ impl Opened {
         }
         let mut hash = Sha256::new();
         let file = source::spool(file, word, store.dir(), |piece| hash.update(piece))?;
-        Ok(Opened::Spooled(file, hash.finalize().into()))
+        Ok(Opened::Spooled(file, hash.finalize().into(), word.to_string()))
     }
 
     fn name(&self, store: &Store, phases: &mut Phases) -> Result<Named> {
         let (identity, settled) = match self {
-            Opened::Spooled(_, hash) => {
+            Opened::Spooled(_, hash, _) => {
                 phases.end("spool");
                 return Ok(Named { key: Some(hex(hash)), identity: None, settled: false, known: true });
             }
@@ -290,7 +290,7 @@ impl Opened {
     fn hash(&self, tick: impl FnMut(u64, u64)) -> Result<[u8; 32]> {
         match self {
             Opened::File(file, name) => source::hash(file, name, tick),
-            Opened::Spooled(_, hash) => Ok(*hash),
+            Opened::Spooled(_, hash, _) => Ok(*hash),
             Opened::Directory(path, found) => directory_hash(path, found),
         }
     }
@@ -358,6 +358,8 @@ struct Builder<'a> {
 /// An image that has no name yet.
 struct Built {
     image: Outfile,
+    /// Its length when no size is given.
+    least_bytes: u64,
     config: Option<Vec<u8>>,
 }
 
@@ -367,28 +369,24 @@ impl Builder<'_> {
         let mut spool = tar::Spool::new(nameless(self.store.dir())?);
         let parsed;
         let (tree, name, source) = match self.source {
-            Opened::File(file, name) => {
+            Opened::File(file, name) | Opened::Spooled(file, _, name) => {
                 parsed = self.read_tar(file, name, &mut spool, phases)?;
                 (&parsed.0, name.clone(), Source::Tar(&parsed.1))
-            }
-            Opened::Spooled(file, _) => {
-                parsed = self.read_tar(file, STDIN, &mut spool, phases)?;
-                (&parsed.0, STDIN.to_string(), Source::Tar(&parsed.1))
             }
             Opened::Directory(path, found) => {
                 (&found.tree, path.display().to_string(), Source::Directory(&found.fd, path))
             }
         };
         let input = Input { name: &name, tree, source, spool: spool.file() };
-        let least = ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64);
+        let least_bytes = ext4::default_bytes(input.content_bytes(), tree.inodes().len() as u64);
         let image = self.store.create()?;
         // Not of the key, which may not be known yet.
         let uuid = uuid(&digest::digest(tree, |_, _| Ok(()))?);
-        input.write(image.file(), self.size.unwrap_or(least), uuid, phases)?;
+        input.write(image.file(), self.size.unwrap_or(least_bytes), uuid, phases)?;
         let config = input.read(CONFIG, CONFIG_MAX_BYTES)?;
         e2fsck::check(&image.reach(), self.e2fsck)?;
         phases.end("e2fsck");
-        Ok(Built { image, config })
+        Ok(Built { image, least_bytes, config })
     }
 
     fn read_tar(&self, file: &File, name: &str, spool: &mut tar::Spool, phases: &mut Phases) -> Result<(Tree, File)> {

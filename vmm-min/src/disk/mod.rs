@@ -18,6 +18,9 @@ use layer::{CLUSTER_BYTES, Cluster, Layer};
 /// Bytes of a sector, whatever the medium (virtio 1.2, 5.2).
 pub const SECTOR_BYTES: u64 = 512;
 
+/// Longest image under a layer, as long as ext4 lets a file be: the map of what the layer holds then has 512 MiB.
+const MOST_LAYER_BYTES: u64 = 16 << 40;
+
 /// Who may write to an image.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Access {
@@ -79,6 +82,10 @@ impl Disk {
         if access == Access::InPlace && !base_bytes.is_multiple_of(SECTOR_BYTES) {
             let message = format!("disk {path}: {base_bytes} bytes end within a sector of {SECTOR_BYTES}");
             return Err(Error::usage("DISK_SIZE", message, format!("truncate -s %{SECTOR_BYTES} {path}")));
+        }
+        if access == Access::CopyOnWrite && base_bytes > MOST_LAYER_BYTES {
+            let message = format!("disk {path}: {base_bytes} bytes are more than a layer can cover, 16 TiB");
+            return Err(Error::usage("DISK_SIZE", message, "with :ro or :rw there is no layer"));
         }
         let bytes = base_bytes.next_multiple_of(SECTOR_BYTES);
         let name = path.rsplit('/').next().unwrap_or(path).as_bytes();
@@ -163,17 +170,29 @@ impl Disk {
         if self.access == Access::CopyOnWrite {
             self.complete_edges(offset, bytes)?;
         }
+        self.write_by(offset, bytes, |file, done| {
+            ram.write_file(file, offset + done, buffers.range(skip + done, bytes - done))
+        })
+    }
+
+    /// Writes by calls of `call`, which gets the file and how much is done, and returns how much more it has done.
+    fn write_by(
+        &mut self,
+        offset: u64,
+        bytes: u64,
+        mut call: impl FnMut(&File, u64) -> io::Result<u64>,
+    ) -> io::Result<()> {
         let mut done = 0;
         while done < bytes {
-            let file = self.layers.last().map_or(&self.base, Layer::file);
-            let count = ram.write_file(file, offset + done, buffers.range(skip + done, bytes - done))?;
+            let count = call(self.layers.last().map_or(&self.base, Layer::file), done)?;
             if count == 0 {
                 return Err(io::ErrorKind::WriteZero.into());
             }
-            if let Some(layer) = self.layers.last_mut() {
-                layer.add(offset + done, count);
-            }
             done += count;
+            if let Some(layer) = self.layers.last_mut() {
+                // From the start: a call may end within a cluster, of which neither it nor the next one writes all.
+                layer.add(offset, done);
+            }
         }
         Ok(())
     }
@@ -271,5 +290,28 @@ fn open(path: &str, access: Access) -> Result<File> {
             Err(Error::usage("DISK_UNREADABLE", message, "an image is made by machinen-rootfs-img or mke2fs"))
         }
         Err(cause) => Err(Error::host("DISK_UNREADABLE", format!("fstat of disk {path}"), cause)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::FileExt;
+
+    #[test]
+    fn a_write_that_the_host_does_in_parts_is_kept_whole() {
+        let path = std::env::temp_dir().join(format!("machinen-disk-{}", std::process::id()));
+        std::fs::write(&path, [0x5a; 16 << 10]).expect("a writable temporary directory");
+        let mut disk = Disk::open(path.to_str().expect("text"), Access::CopyOnWrite).expect("a disk");
+        // As a full disk that gets room again, a network's file system, or more than 2 GiB at once.
+        let written = disk.write_by(4096, 8192, |file, done| {
+            let count = (8192 - done).min(1000);
+            file.write_all_at(&[7; 1000][..usize::try_from(count).expect("short")], 4096 + done)?;
+            Ok(count)
+        });
+        written.expect("written");
+        let found: Vec<u8> = (0..4).map(|cluster| disk.read_cluster(cluster).expect("read")[4095]).collect();
+        assert_eq!(found, [0x5a, 7, 7, 0x5a]);
+        std::fs::remove_file(path).expect("clean up");
     }
 }

@@ -224,6 +224,14 @@ fn images_that_are_no_disks_are_refused() {
     assert_eq!(code("/nonexistent/disk", Access::CopyOnWrite), "DISK_UNREADABLE");
     assert_eq!(code("/dev/null", Access::CopyOnWrite), "DISK_UNREADABLE");
     assert_eq!(code("/", Access::ReadOnly), "DISK_UNREADABLE");
+    // Refused to root as well.
+    assert_eq!(code("/sys/kernel/uevent_seqnum", Access::InPlace), "DISK_READ_ONLY");
+    // Of memory: few other file systems have files of that length.
+    let huge = crate::sys::memfd("huge").expect("memfd");
+    huge.set_len(1 << 60).expect("sparse");
+    let huge = format!("/proc/self/fd/{}", std::os::fd::AsRawFd::as_raw_fd(&huge));
+    assert_eq!(code(&huge, Access::CopyOnWrite), "DISK_SIZE");
+    assert!(Disk::open(&huge, Access::ReadOnly).is_ok());
     let image = Image::pattern();
     let shared = Disk::open(image.path(), Access::CopyOnWrite).expect("a disk");
     let also = Disk::open(image.path(), Access::ReadOnly).expect("readers share");
