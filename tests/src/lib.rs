@@ -8,6 +8,7 @@ pub mod e2fs;
 pub mod guest;
 pub mod host;
 pub mod lab;
+pub mod machines;
 pub mod monitor;
 pub mod pty;
 mod run;
