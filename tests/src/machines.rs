@@ -1,150 +1,124 @@
-//! `machinen-run` and its siblings under test: an image of busybox's programs, a kernel, and a registry of the test's own.
+//! Machines without guests: entries in a registry, with processes that hold their locks.
 
-#![forbid(unsafe_code)]
+use std::io::Read;
+use std::path::PathBuf;
+use std::process::{Child, Command, Stdio};
 
-use std::ffi::OsStr;
-use std::fs;
-use std::path::{Path, PathBuf};
-use std::process::Command;
+use machinen::registry::{Claim, Entry, Process, Registry};
 
-use crate::e2fs::E2fs;
-use crate::guest::{Guest, LIMIT, Scratch};
-use crate::{Run, asset, bin};
+use crate::monitor::Scratch;
+use crate::{Run, bin, sys};
 
-/// What the tools of one test share.
+/// A registry in a directory of its own.
 #[derive(Debug)]
 pub struct Machines {
     scratch: Scratch,
-    image: PathBuf,
-}
-
-impl Machines {
-    /// A registry without machines; the image is made by the first test that wants it.
-    ///
-    /// # Panics
-    /// When there is no image.
-    #[must_use]
-    pub fn new() -> Self {
-        Self { scratch: Scratch::new(), image: image() }
-    }
-
-    /// The image.
-    #[must_use]
-    pub fn image(&self) -> &Path {
-        &self.image
-    }
-
-    /// A path in a directory of the test's own.
-    #[must_use]
-    pub fn path(&self, name: &str) -> PathBuf {
-        self.scratch.path(name)
-    }
-
-    /// The registry's directory.
-    #[must_use]
-    pub fn registry(&self) -> PathBuf {
-        self.scratch.path("registry")
-    }
-
-    /// The directories of machines in it.
-    ///
-    /// # Panics
-    /// When it cannot be read.
-    #[must_use]
-    pub fn directories(&self) -> Vec<PathBuf> {
-        let Ok(entries) = fs::read_dir(self.registry()) else { return Vec::new() };
-        entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
-    }
-
-    fn variables(&self) -> [(&'static str, PathBuf); 4] {
-        [
-            ("MACHINEN_REGISTRY_DIR", self.registry()),
-            ("MACHINEN_CACHE_DIR", self.scratch.path("cache")),
-            ("MACHINEN_KERNEL", asset("vmlinux-tuned")),
-            ("MACHINEN_MEMORY", "256".into()),
-        ]
-    }
-
-    /// A tool with these arguments, to run to its end.
-    #[must_use]
-    pub fn tool(&self, name: &str, args: &[&str]) -> Run {
-        let run = Run::new(bin(&format!("machinen-{name}"))).args(args).limit(LIMIT);
-        self.variables().into_iter().fold(run, |run, (name, value)| run.env(name, value))
-    }
-
-    /// `machinen-run` of the image with these flags, and this command.
-    #[must_use]
-    pub fn run(&self, flags: &[&str], command: &[&str]) -> Run {
-        self.tool("run", flags).arg(&self.image).arg("--").args(command)
-    }
-
-    /// The same, to be started by the test.
-    #[must_use]
-    pub fn run_command(&self, flags: &[&str], command: &[&str]) -> Command {
-        let mut run = self.command("run", flags);
-        run.arg(&self.image).arg("--").args(command);
-        run
-    }
-
-    /// A tool with these arguments, to be started by the test.
-    #[must_use]
-    pub fn command<A: AsRef<OsStr>>(&self, name: &str, args: &[A]) -> Command {
-        let mut command = Command::new(bin(&format!("machinen-{name}")));
-        command.args(args).envs(self.variables());
-        command
-    }
-
-    /// `machinen-exec` of this command in this machine.
-    #[must_use]
-    pub fn exec(&self, name: &str, command: &[&str]) -> Run {
-        self.tool("exec", &[&[name, "--"], command].concat())
-    }
-
-    /// Leaves a machine of this name running, with this command.
-    ///
-    /// # Panics
-    /// When it does not start.
-    pub fn detach(&self, name: &str, command: &[&str]) {
-        let finished = self.run(&["-d", "--name", name], command).finish();
-        assert_eq!((finished.code(), finished.printed()), (0, format!("{name}\n")));
-    }
+    /// The registry, as the library sees it.
+    pub registry: Registry,
 }
 
 impl Default for Machines {
     fn default() -> Self {
-        Self::new()
+        Machines::below("registry")
     }
 }
 
-impl Drop for Machines {
-    /// No machine outlives its test.
-    fn drop(&mut self) {
-        for directory in self.directories() {
-            let text = fs::read_to_string(directory.join("vm.json")).unwrap_or_default();
-            let entry: serde_json::Value = serde_json::from_str(&text).unwrap_or_default();
-            if let Some(pid) = entry["pid"].as_u64() {
-                // It may have ended already.
-                let _ = Run::new(asset("busybox")).args(["kill", "-9"]).arg(pid.to_string()).outcome();
-            }
+impl Machines {
+    /// A registry under this name.
+    ///
+    /// # Panics
+    /// When there can be none.
+    #[must_use]
+    pub fn below(name: &str) -> Machines {
+        let scratch = Scratch::new("machines");
+        let registry = Registry::at(scratch.file(name)).expect("a registry");
+        Machines { scratch, registry }
+    }
+
+    /// A directory beside the registry.
+    #[must_use]
+    pub fn beside(&self, name: &str) -> PathBuf {
+        self.scratch.file(name)
+    }
+
+    /// A tool that looks into this registry.
+    #[must_use]
+    pub fn tool(&self, name: &str) -> Run {
+        Run::new(bin(name)).env("MACHINEN_REGISTRY_DIR", self.registry.path())
+    }
+
+    /// The same, to be started with descriptors of the test's choice.
+    #[must_use]
+    pub fn command(&self, name: &str) -> Command {
+        let mut command = Command::new(bin(name));
+        command.env("MACHINEN_REGISTRY_DIR", self.registry.path());
+        command
+    }
+
+    /// A machine that lives as long as what is returned. `fill` sets what its entry says beyond its process.
+    ///
+    /// # Panics
+    /// When there can be none.
+    #[must_use]
+    pub fn start(&self, name: Option<&str>, fill: impl FnOnce(&Claim, &mut Entry)) -> Machine {
+        self.start_with(name, "echo; exec sleep 1000", fill)
+    }
+
+    /// The same, of a shell script that has begun when it has printed something.
+    ///
+    /// # Panics
+    /// When there can be none.
+    #[must_use]
+    pub fn start_with(&self, name: Option<&str>, script: &str, fill: impl FnOnce(&Claim, &mut Entry)) -> Machine {
+        let claim = self.registry.create(name).expect("a name that is free");
+        let mut command = Command::new("sh");
+        command.args(["-c", script]).stdin(claim.stdin().expect("a descriptor")).stdout(Stdio::piped());
+        sys::confine(&mut command, Vec::new());
+        let mut child = command.spawn().expect("a shell");
+        child.stdout.take().expect("a pipe").read_exact(&mut [0]).expect("a line");
+        let mut entry = Entry::new();
+        entry.set_process(Process::of(child.id()).expect("a process"));
+        fill(&claim, &mut entry);
+        claim.write(&entry).expect("an entry");
+        let (id, dir) = (claim.id.clone(), claim.dir.clone());
+        drop(claim.keep().expect("a lock"));
+        Machine { child, id, dir }
+    }
+}
+
+/// A process that holds a machine's lock; killed when its owner goes.
+#[derive(Debug)]
+pub struct Machine {
+    /// The process.
+    pub child: Child,
+    /// The machine's id.
+    pub id: String,
+    /// Its directory.
+    pub dir: PathBuf,
+}
+
+impl Machine {
+    /// Kills it, and waits until its lock is free for those who look.
+    ///
+    /// # Panics
+    /// When it does not end.
+    pub fn kill(mut self, machines: &Machines) {
+        self.end();
+        // A process that another test is starting has its lock until its exec.
+        let vm = machines.registry.find_any(&self.id).expect("an entry");
+        assert!(vm.wait_dead(crate::monitor::LIMIT));
+    }
+
+    fn end(&mut self) {
+        if matches!(self.child.try_wait(), Ok(None)) {
+            sys::kill_group(&self.child);
+            let _: std::io::Result<std::process::ExitStatus> = self.child.wait();
         }
     }
 }
 
-/// The image, in a place that all tests of a machine share.
-fn image() -> PathBuf {
-    let path = std::env::temp_dir().join(format!("machinen-busybox-{}.img", env!("CARGO_PKG_VERSION")));
-    if path.exists() {
-        return path;
+impl Drop for Machine {
+    fn drop(&mut self) {
+        self.end();
     }
-    let (scratch, e2fs) = (Scratch::new(), E2fs::new());
-    let guest = Guest::command(&["sh", "-c", "echo of the image"]);
-    let guest = guest.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n").file("root/.keep", 0o644, "");
-    let run = Run::new(bin("machinen-rootfs-img")).arg("-").stdin(guest.root_tar());
-    let made =
-        run.env("MACHINEN_CACHE_DIR", scratch.path("")).env("MACHINEN_E2FSCK", e2fs.e2fsck()).limit(LIMIT).finish();
-    assert_eq!(made.code(), 0, "{}", made.printed());
-    let printed = String::from_utf8(made.stdout).unwrap();
-    // Another test may have been faster: both are the same.
-    fs::rename(printed.trim_end(), &path).unwrap();
-    path
 }

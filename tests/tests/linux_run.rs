@@ -5,7 +5,7 @@
 use std::io::{BufRead, BufReader, Read};
 use std::process::Stdio;
 
-use machinen_tests::machines::Machines;
+use machinen_tests::cli::Cli;
 use machinen_tests::{Finished, Run, asset};
 
 fn said(finished: &Finished) -> (String, String, i32) {
@@ -44,7 +44,7 @@ fn commands() -> Vec<(Vec<&'static str>, Vec<u8>)> {
 
 #[test]
 fn run_is_what_env_is() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     for (command, stdin) in commands() {
         let here = env(&command, &stdin);
         let there = machines.run(&[], &command).stdin(stdin).finish();
@@ -55,7 +55,7 @@ fn run_is_what_env_is() {
 
 #[test]
 fn exec_is_what_env_is() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     machines.detach("m", &["sleep", "1000"]);
     for (command, stdin) in commands() {
         let here = env(&command, &stdin);
@@ -66,7 +66,7 @@ fn exec_is_what_env_is() {
 
 #[test]
 fn exit_codes_say_who_failed() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     let codes = |run: Run, code: i32, word: &str| {
         let finished = run.finish();
         assert_eq!((finished.code(), finished.stdout.len()), (code, 0), "{}", finished.printed());
@@ -95,7 +95,7 @@ fn exit_codes_say_who_failed() {
 
 #[test]
 fn command_environment_and_directory_are_given() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     let image = machines.image().display().to_string();
     let own = machines.tool("run", &[&image]).finish();
     assert_eq!(own.printed(), "of the image\n");
@@ -112,7 +112,7 @@ fn command_environment_and_directory_are_given() {
 
 #[test]
 fn a_reader_that_has_enough_is_no_failure() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     machines.detach("m", &["sleep", "1000"]);
     for mut command in [machines.run_command(&[], &["yes"]), machines.command("exec", &["m", "--", "yes"])] {
         let mut child = command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
@@ -129,7 +129,7 @@ fn a_reader_that_has_enough_is_no_failure() {
 
 #[test]
 fn two_of_one_name_at_once_are_one() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     let start = || {
         let mut command = machines.run_command(&["--name", "x"], &["sh", "-c", "echo won; cat"]);
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap()
@@ -152,7 +152,7 @@ fn two_of_one_name_at_once_are_one() {
 
 #[test]
 fn a_trace_and_a_table_name_the_points_of_the_start() {
-    let machines = Machines::new();
+    let machines = Cli::new();
     let path = machines.path("trace.json");
     let run = machines.run(&["-v", "--keep", "--trace", path.to_str().unwrap()], &["echo", "x"]).finish();
     assert_eq!((run.code(), &run.stdout[..]), (0, &b"x\n"[..]), "{}", run.printed());

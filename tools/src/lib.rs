@@ -15,7 +15,10 @@
 //! - [`ext4`], [`e2fsck`]: images of that file system, and their check.
 //! - [`vm`]: machines, from options to their end.
 //! - [`run`], [`exec`], [`attach`], [`cp`]: the work of the programs of these names, with guests.
-//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`]: the work of the programs of these names.
+//! - [`table`]: text for people.
+//! - [`dispatch`]: the work of `machinen` itself.
+//! - [`mkinitramfs`], [`rootfs_img`], [`mountdisk`], [`kernel`], [`net`], [`ls`], [`gc`], [`logs`], [`mem`], [`stop`]: the work of
+//!   the programs of these names.
 
 #![forbid(unsafe_code)]
 
@@ -25,14 +28,19 @@ pub mod assets;
 pub mod attach;
 pub mod cp;
 pub mod diagnostic;
+pub mod dispatch;
 pub mod e2fsck;
 pub mod error;
 pub mod exec;
 pub mod ext4;
 pub mod fault;
+pub mod gc;
 pub mod guestio;
 pub mod imagecache;
 pub mod kernel;
+pub mod logs;
+pub mod ls;
+pub mod mem;
 pub mod mkinitramfs;
 pub mod mountdisk;
 pub mod net;
@@ -43,4 +51,6 @@ pub mod program;
 pub mod registry;
 pub mod rootfs_img;
 pub mod run;
+pub mod stop;
+pub mod table;
 pub mod vm;

@@ -39,6 +39,8 @@ pub enum What {
     Directory(PathBuf, Vec<String>),
     /// A helper that had survived, and its program.
     Helper(Process, Option<PathBuf>),
+    /// Nothing: this directory could not be removed, and why.
+    Left(PathBuf, String),
 }
 
 /// Whose directory may be removed.
@@ -61,15 +63,17 @@ struct Leaving {
 
 pub(super) fn gc(place: &Place, dry_run: bool) -> Result<Vec<Removed>> {
     let Some(root) = place.open()? else { return Ok(Vec::new()) };
-    let mut leaving = Vec::new();
+    let (mut leaving, mut removed) = (Vec::new(), Vec::new());
     {
         // Without it nobody is making a directory: where it cannot be had, nobody can.
         let _guard = if dry_run { place.lock(&root).ok() } else { Some(place.lock(&root)?) };
         for name in vm::names(place, &root)? {
-            leaving.extend(consider(place, &root, &name, dry_run)?);
+            match consider(place, &root, &name, dry_run) {
+                Ok(found) => leaving.extend(found),
+                Err(what) => removed.push(Removed { id: name, name: None, what }),
+            }
         }
     }
-    let mut removed = Vec::new();
     for old in leaving {
         let of_it = |what| Removed { id: old.id.clone(), name: old.entry.name.clone(), what };
         let programs: Vec<_> = vm::helpers(&old.entry).into_iter().map(|one| (one, one.executable())).collect();
@@ -78,16 +82,17 @@ pub(super) fn gc(place: &Place, dry_run: bool) -> Result<Vec<Removed>> {
         removed.extend(helpers.into_iter().map(|one| of_it(What::Helper(one, program(one)))));
         let [before, now] = &old.names;
         let content = vm::names_in(&old.lock);
-        if !dry_run {
-            take_apart(place, now)?;
-        }
-        removed.push(of_it(What::Directory(place.path().join(before), content)));
+        let gone = if dry_run { Ok(()) } else { take_apart(place, now) };
+        removed.push(of_it(match gone {
+            Ok(()) => What::Directory(place.path().join(before), content),
+            Err(error) => What::Left(place.path().join(now), error.to_string()),
+        }));
     }
     Ok(removed)
 }
 
-/// Renames a directory that nobody needs; of a dry run only tells that it would.
-fn consider(place: &Place, root: &OwnedFd, name: &str, dry_run: bool) -> Result<Option<Leaving>> {
+/// Renames a directory that nobody needs; of a dry run only tells that it would. Fails with [`What::Left`].
+fn consider(place: &Place, root: &OwnedFd, name: &str, dry_run: bool) -> std::result::Result<Option<Leaving>, What> {
     let entry = || vm::read(root, name).unwrap_or_default();
     let (id, entry, is_old) = if let Some(id) = name.strip_prefix(OLD) {
         (id, entry(), true)
@@ -106,7 +111,10 @@ fn consider(place: &Place, root: &OwnedFd, name: &str, dry_run: bool) -> Result<
         return Ok(None);
     }
     let Some(lock) = claim(root, name) else { return Ok(None) };
-    let now = if is_old || dry_run { name.to_owned() } else { rename(place, root, name, id)? };
+    let now = if is_old || dry_run { name.to_owned() } else { format!("{OLD}{id}") };
+    if now != name {
+        renameat(root, name, root, &now).map_err(|error| What::Left(place.path().join(name), error.to_string()))?;
+    }
     Ok(Some(Leaving { id: id.to_owned(), names: [name.to_owned(), now], entry, lock }))
 }
 
@@ -119,20 +127,14 @@ fn claim(root: &OwnedFd, name: &str) -> Option<OwnedFd> {
     statat(root, name, AtFlags::SYMLINK_NOFOLLOW).ok().map(|_| dir)
 }
 
-fn rename(place: &Place, root: &OwnedFd, name: &str, id: &str) -> Result<String> {
-    let old = format!("{OLD}{id}");
-    renameat(root, name, root, &old).map_err(|cause| failed(place, name, cause))?;
-    Ok(old)
-}
-
 fn failed(place: &Place, name: &str, cause: impl Into<std::io::Error>) -> Error {
     Error::host("REGISTRY_DIRECTORY", format!("remove {}", place.path().join(name).display()), cause)
 }
 
 /// Removes a directory with all in it. Symlinks in it are removed, not followed.
-fn take_apart(place: &Place, name: &str) -> Result<()> {
+fn take_apart(place: &Place, name: &str) -> std::io::Result<()> {
     match fs::remove_dir_all(place.path().join(name)) {
-        Err(error) if error.kind() != ErrorKind::NotFound => Err(failed(place, name, error)),
+        Err(error) if error.kind() != ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
 }
@@ -152,5 +154,5 @@ pub(super) fn remove(place: &Place, id: &str, whose: Whose) -> Result<bool> {
         Err(cause) => return Err(failed(place, id, cause)),
     };
     drop(guard);
-    take_apart(place, &old).map(|()| true)
+    take_apart(place, &old).map(|()| true).map_err(|cause| failed(place, &old, cause))
 }

@@ -113,10 +113,11 @@ impl Registry {
 
     /// Removes what dead machines left: directories, helpers' processes, directories half-made or half-removed.
     ///
-    /// With `dry_run` only tells. Of newer versions of this program nothing is removed.
+    /// With `dry_run` only tells. Of newer versions of this program nothing is removed. A directory that cannot be removed does
+    /// not save the others ([`What::Left`]).
     ///
     /// # Errors
-    /// `REGISTRY_DIRECTORY`: something cannot be removed.
+    /// `REGISTRY_DIRECTORY`: the registry cannot be read or written.
     pub fn gc(&self, dry_run: bool) -> Result<Vec<Removed>> {
         gc::gc(&self.place, dry_run)
     }
@@ -124,7 +125,7 @@ impl Registry {
     /// Removes a dead machine's directory. False: it is alive, of a newer version, or gone already.
     ///
     /// # Errors
-    /// As [`Registry::gc`].
+    /// `REGISTRY_DIRECTORY`: it cannot be removed.
     pub fn remove(&self, vm: &Vm) -> Result<bool> {
         gc::remove(&self.place, &vm.id, gc::Whose::Dead)
     }

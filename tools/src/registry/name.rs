@@ -54,21 +54,24 @@ pub fn near<'a>(meant: &str, names: impl IntoIterator<Item = &'a str>) -> Vec<&'
     near.into_iter().map(|(_, name)| name).take(3).collect()
 }
 
-/// Characters to add, take away or change (Levenshtein).
+/// Characters to add, take away, change, or swap with their neighbour (optimal string alignment).
 fn distance(a: &str, b: &str) -> usize {
     let b: Vec<char> = b.chars().collect();
+    let mut before: Vec<usize> = Vec::new();
     let mut row: Vec<usize> = (0..=b.len()).collect();
+    let mut last = None;
     for (i, from) in a.chars().enumerate() {
-        let mut diagonal = i;
-        let mut left = i + 1;
-        for (cell, to) in row.iter_mut().zip(std::iter::once(&'\0').chain(&b)).skip(1) {
-            let best = (diagonal + usize::from(from != *to)).min(*cell + 1).min(left + 1);
-            diagonal = std::mem::replace(cell, best);
-            left = best;
+        let mut next = vec![i + 1];
+        for (j, to) in b.iter().enumerate() {
+            let at = |row: &[usize], j: usize| row.get(j).copied().unwrap_or(usize::MAX - 1);
+            let mut best = (at(&row, j) + usize::from(from != *to)).min(at(&row, j + 1) + 1).min(at(&next, j) + 1);
+            if last == Some(*to) && j > 0 && b.get(j - 1) == Some(&from) {
+                best = best.min(at(&before, j - 1) + 1);
+            }
+            next.push(best);
         }
-        if let Some(first) = row.first_mut() {
-            *first = i + 1;
-        }
+        before = std::mem::replace(&mut row, next);
+        last = Some(from);
     }
     row.last().copied().unwrap_or_default()
 }
@@ -107,12 +110,17 @@ mod tests {
     #[test]
     fn near_names() {
         let names = ["web", "web-2", "worker/1", "worker/2", "db"];
-        assert_eq!(near("wbe", names), Vec::<&str>::new());
+        assert_eq!(near("wbe", names), ["web"]);
+        assert_eq!(near("bwe", names), Vec::<&str>::new());
         assert_eq!(near("wen", names), ["web"]);
         assert_eq!(near("worker/3", names), ["worker/1", "worker/2"]);
         assert_eq!(near("worker", names), ["worker/1", "worker/2"]);
         assert_eq!(near("", names), Vec::<&str>::new());
-        assert_eq!(distance("kitten", "sitting"), 3);
+        for (a, b, edits) in
+            [("kitten", "sitting", 3), ("ab", "ba", 1), ("", "ab", 2), ("lgos", "logs", 1), ("ca", "abc", 3)]
+        {
+            assert_eq!(distance(a, b), edits, "{a} {b}");
+        }
     }
 
     proptest! {
