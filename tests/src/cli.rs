@@ -56,6 +56,17 @@ impl Cli {
         entries.map(|entry| entry.unwrap().path()).filter(|path| path.is_dir()).collect()
     }
 
+    /// Process number of the monitor of the only machine.
+    ///
+    /// # Panics
+    /// When there is not one.
+    #[must_use]
+    pub fn monitor(&self) -> u32 {
+        let [directory] = &self.directories()[..] else { panic!("one machine expected: {:?}", self.directories()) };
+        let entry: serde_json::Value = serde_json::from_slice(&fs::read(directory.join("vm.json")).unwrap()).unwrap();
+        entry["pid"].as_u64().and_then(|pid| pid.try_into().ok()).expect("a process number")
+    }
+
     fn variables(&self) -> [(&'static str, PathBuf); 4] {
         [
             ("MACHINEN_REGISTRY_DIR", self.registry()),
