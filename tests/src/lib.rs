@@ -4,6 +4,7 @@
 //! runner takes them to where that is. All others need just the host.
 
 pub mod agent;
+pub mod cli;
 pub mod e2fs;
 pub mod guest;
 pub mod host;

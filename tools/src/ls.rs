@@ -50,7 +50,7 @@ pub fn run(args: Args) -> Result<String, Diagnostic> {
         return Ok(vms.iter().map(|vm| format!("{}\n", printable(vm.label()))).collect());
     }
     if args.json {
-        return Ok(vms.iter().map(|vm| format!("{}\n", json(vm))).collect());
+        return Ok(vms.iter().map(|vm| json(vm) + "\n").collect());
     }
     let mut heads = vec!["NAME", "PID", "IMAGE", "MEMORY", "RSS", "PORTS", "AGE", "PARENT"];
     heads.extend(args.all.then_some("STATE"));
@@ -83,7 +83,7 @@ fn state(vm: &Vm) -> String {
 }
 
 /// The entry as it is written, with what is known beyond it.
-fn json(vm: &Vm) -> Value {
+fn json(vm: &Vm) -> String {
     let resident = vm.resident();
     let mut value = vm.entry.to_value();
     if let Value::Object(map) = &mut value {
@@ -95,5 +95,5 @@ fn json(vm: &Vm) -> Value {
         map.insert("dir".into(), vm.dir.display().to_string().into());
         map.insert("problem".into(), problem.into());
     }
-    value
+    serde_json::to_string(&value).unwrap_or_default()
 }

@@ -7,7 +7,7 @@ use std::process::ExitCode;
 use argh::FromArgs;
 
 use crate::args::prepare;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, EXIT_FAILURE, EXIT_USAGE};
 
 /// A tool's name and its codes for what happens here.
 #[derive(Clone, Copy, Debug)]
@@ -111,7 +111,8 @@ pub fn main_of_command<A: FromArgs>(
     // Wanted even for errors in the arguments, so it is looked for before they are parsed.
     let json = own.iter().any(|arg| arg == "--json");
     let report = |diagnostic: Diagnostic| {
-        let exit = if diagnostic.exit < EXIT_TOOL { EXIT_TOOL } else { diagnostic.exit };
+        let is_usual = diagnostic.exit == EXIT_FAILURE || diagnostic.exit == EXIT_USAGE;
+        let exit = if is_usual { EXIT_TOOL } else { diagnostic.exit };
         Diagnostic { exit, ..diagnostic }.report(tool.name, json)
     };
     let usage = |message: String| {

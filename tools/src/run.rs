@@ -93,6 +93,9 @@ pub struct Args {
     /// keep the machine's directory with the console's log, until machinen gc
     #[argh(switch)]
     pub keep: bool,
+    /// let the machine live on when this program is killed
+    #[argh(switch)]
+    pub no_pdeathsig: bool,
     /// give the command a terminal
     #[argh(switch, short = 't')]
     pub tty: bool,
@@ -266,6 +269,7 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
     options.command.terminal = stdio.size();
     options.command.detached = args.detach;
     options.keep = args.keep;
+    options.outlives_parent = args.no_pdeathsig;
     options.trace = args.trace.is_some() || args.verbose;
     options.verbose = args.verbose;
     Ok(options)

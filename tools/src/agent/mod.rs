@@ -5,6 +5,7 @@
 //! - [`request`]: what a stream is for.
 //! - [`relay`]: the loop between a command in the guest and this process's standard streams.
 //! - [`transfer`]: files as the input or output of an operation.
+//! - [`oneshot`]: an operation without data.
 //! - [`channel`], [`signals`], [`terminal`]: standard streams, signals and the terminal of this process.
 
 pub mod channel;

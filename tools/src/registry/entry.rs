@@ -2,6 +2,7 @@
 
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use serde::de::{Deserializer, MapAccess, Visitor};
 use serde_json::{Map, Value};
 
 use super::process::Process;
@@ -116,45 +117,45 @@ impl Entry {
     /// # Errors
     /// It is no entry: why.
     pub fn parse(text: &[u8]) -> Result<Entry, String> {
-        if text.is_empty() {
-            return Err("it is empty".into());
+        let mut json = serde_json::Deserializer::from_slice(text);
+        let read = json.deserialize_map(Reader).and_then(|read| json.end().map(|()| read));
+        match read {
+            Ok((entry, _)) if entry.version == 0 => Err("version is no number from 1 on".into()),
+            Ok((entry, Some(key))) if !entry.is_newer() => Err(format!("{key} is not of its type")),
+            Ok((entry, _)) => Ok(entry),
+            Err(error) if error.is_data() => Err(format!("it is no JSON object: {error}")),
+            Err(error) => Err(format!("it is no JSON: {error}")),
         }
-        let value = serde_json::from_slice(text).map_err(|error| format!("it is no JSON: {error}"))?;
-        let Value::Object(map) = value else { return Err("it is no JSON object".into()) };
-        let mut keys = Keys(map);
-        let version = match keys.take("version") {
-            Some(Value::Number(number)) => number.as_u64().filter(|version| *version > 0),
-            _ => None,
+    }
+
+    /// Takes one value. Gives the key back when the value is not of its type.
+    fn take(&mut self, key: String, value: Value) -> Option<String> {
+        let taken = match (key.as_str(), value) {
+            (_, Value::Null) => true,
+            ("version", value) => set(&mut self.version, value.as_u64()),
+            ("id", Value::String(text)) => set(&mut self.id, Some(text)),
+            ("name", Value::String(text)) => set(&mut self.name, Some(Some(text))),
+            ("image", Value::String(text)) => set(&mut self.image, Some(text)),
+            ("kernel", Value::String(text)) => set(&mut self.kernel, Some(text)),
+            ("pid", value) => set(&mut self.pid, value.as_u64().and_then(|pid| u32::try_from(pid).ok()).map(Some)),
+            ("start_time", value) => set(&mut self.start_time, value.as_u64()),
+            ("executable", Value::String(text)) => set(&mut self.executable, Some(text)),
+            ("memory_mib", value) => set(&mut self.memory_mib, value.as_u64()),
+            ("ports", value) => set(&mut self.ports, texts(value)),
+            ("mounts", value) => set(&mut self.mounts, texts(value)),
+            ("started_unix_ms", value) => set(&mut self.started_unix_ms, value.as_u64()),
+            ("detached", value) => set(&mut self.detached, value.as_bool()),
+            ("parent", Value::String(text)) => set(&mut self.parent, Some(Some(text))),
+            ("forked_from", Value::String(text)) => set(&mut self.forked_from, Some(Some(text))),
+            ("helpers", value) => set(&mut self.helpers, helpers(&value)),
+            ("boot_id", Value::String(text)) => set(&mut self.boot_id, Some(text)),
+            ("id" | "name" | "image" | "kernel" | "executable" | "parent" | "forked_from" | "boot_id", _) => false,
+            (_, value) => {
+                self.other.insert(key, value);
+                return None;
+            }
         };
-        let version = version.ok_or("version is no number from 1 on")?;
-        let newer = version > VERSION;
-        let text = |keys: &mut Keys, key| keys.get(key, newer, |value| value.as_str().map(str::to_owned));
-        let number = |keys: &mut Keys, key| keys.get(key, newer, Value::as_u64);
-        let texts = |keys: &mut Keys, key| {
-            let words = |value: &Value| value.as_array()?.iter().map(|one| Some(one.as_str()?.to_owned())).collect();
-            keys.get(key, newer, words).map(Option::unwrap_or_default)
-        };
-        let helpers = |value: &Value| value.as_array()?.iter().map(process).collect();
-        Ok(Entry {
-            version,
-            id: text(&mut keys, "id")?.unwrap_or_default(),
-            name: text(&mut keys, "name")?,
-            image: text(&mut keys, "image")?.unwrap_or_default(),
-            kernel: text(&mut keys, "kernel")?.unwrap_or_default(),
-            pid: keys.get("pid", newer, |value| u32::try_from(value.as_u64()?).ok())?,
-            start_time: number(&mut keys, "start_time")?.unwrap_or_default(),
-            executable: text(&mut keys, "executable")?.unwrap_or_default(),
-            memory_mib: number(&mut keys, "memory_mib")?.unwrap_or_default(),
-            ports: texts(&mut keys, "ports")?,
-            mounts: texts(&mut keys, "mounts")?,
-            started_unix_ms: number(&mut keys, "started_unix_ms")?.unwrap_or_default(),
-            detached: keys.get("detached", newer, Value::as_bool)?.unwrap_or_default(),
-            parent: text(&mut keys, "parent")?,
-            forked_from: text(&mut keys, "forked_from")?,
-            helpers: keys.get("helpers", newer, helpers)?.unwrap_or_default(),
-            boot_id: text(&mut keys, "boot_id")?.unwrap_or_default(),
-            other: keys.0,
-        })
+        (!taken).then_some(key)
     }
 
     /// As JSON; [`Entry::other`] never replaces a key that is known.
@@ -186,23 +187,40 @@ impl Entry {
     }
 }
 
-/// A JSON object, with what has not been read yet.
-struct Keys(Map<String, Value>);
+/// Reads an object key by key: listing reads hundreds, and a map of all keys would be allocated for each.
+struct Reader;
 
-impl Keys {
-    fn take(&mut self, key: &str) -> Option<Value> {
-        self.0.remove(key).filter(|value| !value.is_null())
+impl<'de> Visitor<'de> for Reader {
+    /// The entry, its version 0 where there is none, and the first key whose value is not of its type. Of a newer version
+    /// that may mean something else.
+    type Value = (Entry, Option<String>);
+
+    fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("an object")
     }
 
-    /// A value, as `read` understands it. One that it does not is an error, unless it is of a newer version: those may
-    /// mean something else by it.
-    fn get<T>(&mut self, key: &str, newer: bool, read: impl Fn(&Value) -> Option<T>) -> Result<Option<T>, String> {
-        let Some(value) = self.take(key) else { return Ok(None) };
-        match read(&value) {
-            None if !newer => Err(format!("{key} is not of its type")),
-            read => Ok(read),
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+        let (mut entry, mut wrong) = (Entry { version: 0, ..Entry::default() }, None);
+        while let Some((key, value)) = map.next_entry::<String, Value>()? {
+            if let Some(key) = entry.take(key, value) {
+                wrong.get_or_insert(key);
+            }
         }
+        Ok((entry, wrong))
     }
+}
+
+fn set<T>(place: &mut T, value: Option<T>) -> bool {
+    value.map(|value| *place = value).is_some()
+}
+
+fn texts(value: Value) -> Option<Vec<String>> {
+    let Value::Array(values) = value else { return None };
+    values.into_iter().map(|value| if let Value::String(text) = value { Some(text) } else { None }).collect()
+}
+
+fn helpers(value: &Value) -> Option<Vec<Process>> {
+    value.as_array()?.iter().map(process).collect()
 }
 
 fn process(value: &Value) -> Option<Process> {
@@ -255,8 +273,9 @@ mod tests {
     #[test]
     fn what_is_no_entry_says_why() {
         for (text, why) in [
-            ("", "empty"),
+            ("", "no JSON: EOF"),
             ("{\"version\":", "no JSON"),
+            ("{\"version\":1} x", "no JSON"),
             ("[1]", "no JSON object"),
             ("{}", "version"),
             ("{\"version\":\"1\"}", "version"),

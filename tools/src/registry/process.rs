@@ -7,6 +7,8 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{CWD, Mode, OFlags, openat};
+use rustix::io::read;
 use rustix::process::{Pid, PidfdFlags, pidfd_open, pidfd_send_signal};
 
 pub use rustix::process::Signal;
@@ -40,7 +42,10 @@ impl Process {
     /// [`Process::of`], and the bytes of its memory that are there (resident set). One read, as `ls` makes hundreds; the
     /// kernel counts some hundred KiB late.
     pub fn with_rss(pid: u32) -> Option<(Process, u64)> {
-        let stat = parse_stat(&fs::read(format!("/proc/{pid}/stat")).ok()?)?;
+        let mut buffer = [0; 1024];
+        let file = openat(CWD, format!("/proc/{pid}/stat"), OFlags::RDONLY | OFlags::CLOEXEC, Mode::empty()).ok()?;
+        let length = read(&file, &mut buffer).ok()?;
+        let stat = parse_stat(buffer.get(..length)?)?;
         let page_bytes = u64::try_from(rustix::param::page_size()).ok()?;
         let has_ended = matches!(stat.state, b'Z' | b'X');
         (!has_ended)

@@ -42,8 +42,6 @@ pub struct Vm {
     /// Whether it is alive.
     pub state: State,
     alive: bool,
-    /// The process of the entry and its resident bytes, where it is still that process.
-    resident: Option<(Process, u64)>,
 }
 
 /// How long a process that was sent SIGKILL may take to end.
@@ -104,17 +102,15 @@ pub(super) fn look(place: &Place, root: &OwnedFd, id: &str) -> Option<Vm> {
             true
         }
     };
-    let resident = entry.pid.and_then(Process::with_rss);
-    let is_own = |found: &(Process, u64)| Some(found.0) == entry.process() && !entry.is_of_earlier_boot();
+    let is_another = |found: Process| Some(found) != entry.process() || entry.is_of_earlier_boot();
     let state = match why {
         Some(why) => State::Unreadable(why),
         None if alive => State::Alive,
-        None if resident.as_ref().is_some_and(|found| !is_own(found)) => State::Recycled,
+        None if entry.pid.and_then(Process::of).is_some_and(is_another) => State::Recycled,
         None => State::Dead,
     };
-    let resident = resident.filter(|found| alive && Some(found.0) == entry.process());
     let entry = Entry { id: id.to_owned(), ..entry };
-    Some(Vm { id: id.to_owned(), dir: place.path().join(id), entry, state, alive, resident })
+    Some(Vm { id: id.to_owned(), dir: place.path().join(id), entry, state, alive })
 }
 
 /// Whether the lock in the directory is held. Asking never makes it look held to others who ask.
@@ -132,10 +128,17 @@ pub(super) fn locked(root: impl AsFd, dir: &Path) -> rustix::io::Result<bool> {
 pub(super) fn read(root: impl AsFd, dir: &str) -> std::result::Result<Entry, String> {
     let flags = OFlags::RDONLY | OFlags::CLOEXEC | OFlags::NOFOLLOW | OFlags::NONBLOCK | OFlags::NOCTTY;
     let open = openat(root, format!("{dir}/vm.json"), flags, Mode::empty());
-    let file = File::from(open.map_err(|error| format!("vm.json: {error}"))?);
-    let mut text = Vec::new();
+    let mut file = File::from(open.map_err(|error| format!("vm.json: {error}"))?);
+    // One read and no allocation for nearly all: listing is made of this.
+    let mut buffer = [0; 4096];
+    let length = file.read(&mut buffer).map_err(|error| format!("vm.json: {error}"))?;
+    let first = buffer.get(..length).unwrap_or_default();
+    if length < buffer.len() {
+        return Entry::parse(first).map_err(|why| format!("vm.json: {why}"));
+    }
+    let mut text = first.to_vec();
     let most = u64::try_from(MOST_BYTES).unwrap_or(u64::MAX);
-    file.take(most + 1).read_to_end(&mut text).map_err(|error| format!("vm.json: {error}"))?;
+    file.take(most).read_to_end(&mut text).map_err(|error| format!("vm.json: {error}"))?;
     if text.len() > MOST_BYTES {
         return Err("vm.json: it is too long".into());
     }
@@ -181,10 +184,12 @@ impl Vm {
         found.or_else(|| lock.and_then(|lock| holders(lock).pop()))
     }
 
-    /// The process's number and resident bytes when the registry was read, without the look at its descriptors that
-    /// [`Vm::process`] takes; from there where the entry has no process.
+    /// The process's number and resident bytes, without the look at its descriptors that [`Vm::process`] takes: from there
+    /// only where the entry's process is none.
     pub fn resident(&self) -> Option<(u32, u64)> {
-        let found = self.resident.or_else(|| Process::with_rss(self.process()?.pid));
+        let written = self.entry.process().filter(|_| self.alive);
+        let found = written.and_then(|written| Process::with_rss(written.pid).filter(|found| found.0 == written));
+        let found = found.or_else(|| Process::with_rss(self.process()?.pid));
         found.map(|(process, bytes)| (process.pid, bytes))
     }
 
