@@ -452,3 +452,35 @@ fn without_a_host_that_listens_there_is_nothing_to_do() {
     let printed = finished.printed();
     assert!(finished.code() == 125 && printed.starts_with("init: agent: vsock port 1025 of the host: "), "{printed}");
 }
+
+#[test]
+fn whoever_waits_costs_nothing() {
+    let (machine, main) = machine();
+    // A terminal, input that nobody reads, output that nobody reads, a background that holds pipes, and silence.
+    let mut terminal = machine.connect();
+    terminal.open(Operation::Pty, &[(Tag::Argument, b"cat")]);
+    terminal.expect(Kind::Started);
+    let mut unread = machine.exec(&["sleep", "1000"]);
+    (0..4).for_each(|_| unread.send(Kind::Input, &[0; 65_536]));
+    let mut stalled = machine.exec(&["yes"]);
+    stalled.expect(Kind::Output);
+    let mut taken = 0;
+    while taken < 150_000 {
+        taken += stalled.receive_only().unwrap().1.len();
+    }
+    let mut closed = machine.exec(&["sh", "-c", "exec <&- >&- 2>&-; sleep 1000"]);
+    closed.expect(Kind::ErrorEnd);
+    let mut attached = machine.connect();
+    attached.open(Operation::Attach, &[]);
+    attached.expect(Kind::Started);
+    let mut ended = machine.exec(&["sh", "-c", "sleep 1000 & yes | head -c 300000"]);
+    ended.expect(Kind::Started);
+    let _silent = machine.connect();
+    // Of a hundred ticks that a second has. The loop of a PID 1 that does not sleep would take most of them.
+    let script =
+        "ticks() { awk '{ print $14 + $15 }' /proc/1/stat; }; a=$(ticks); sleep 2; b=$(ticks); echo $((b - a))";
+    let ticks: u32 = machine.run(script).text().trim().parse().unwrap();
+    println!("{ticks} ticks of PID 1 in two seconds");
+    assert!(ticks < 60, "{ticks}");
+    stop(machine, main);
+}
