@@ -1,15 +1,18 @@
 //! A job: a process that works for a stream, and the pipes or the terminal between them.
 
+use alloc::format;
 use core::ffi::c_int;
 
 use guest_init::config::Command;
 use guest_init::wire::report::{Failed, Report};
+use guest_init::wire::request::Request;
 use guest_init::wire::stream::Output;
 use libc::{POLLIN, POLLOUT};
-use machinen_abi::body::{Exit, Size};
+use machinen_abi::body::{Exit, Reason, Size};
 
 use crate::child;
 use crate::sys::{self, Errno, Fd, terminal};
+use crate::work::Worker;
 
 /// A terminal's own buffers hold less. What comes after so much is from processes in the background.
 const TERMINAL_REST_BYTES: usize = 128 << 10;
@@ -40,7 +43,9 @@ pub struct Job {
     held: Option<Fd>,
     /// Its wait status, and what it left in its outputs.
     ended: Option<(c_int, [usize; 2])>,
+    /// The last byte of a terminal's input, and how many characters are to say that it has ended.
     last_byte: u8,
+    ends: Option<usize>,
 }
 
 impl Job {
@@ -84,6 +89,15 @@ impl Job {
         Job::start(Kind::Command, command, attach, None, [None, None])
     }
 
+    /// A child that does what is asked for itself.
+    pub fn worker(request: &Request<'_>) -> sys::Result<Job> {
+        let (their_stdin, stdin) = Fd::pipe()?;
+        let (output, their_output) = Fd::pipe()?;
+        let (report, their_report) = Fd::pipe()?;
+        let Some(pid) = sys::fork()? else { Worker::run(&their_stdin, &their_output, &their_report, request) };
+        Job::new(Kind::Worker, pid, report, Some(stdin), [Some(output), None])
+    }
+
     fn start(
         kind: Kind,
         command: &Command,
@@ -91,11 +105,14 @@ impl Job {
         stdin: Option<Fd>,
         outputs: [Option<Fd>; 2],
     ) -> sys::Result<Job> {
-        for fd in stdin.iter().chain(outputs.iter().flatten()) {
+        let (pid, report) = child::start_reporting(command, attach)?;
+        Job::new(kind, pid, report, stdin, outputs)
+    }
+
+    fn new(kind: Kind, pid: c_int, report: Fd, stdin: Option<Fd>, outputs: [Option<Fd>; 2]) -> sys::Result<Job> {
+        for fd in stdin.iter().chain(outputs.iter().flatten()).chain([&report]) {
             fd.set_nonblocking()?;
         }
-        let (pid, report) = child::start_reporting(command, attach)?;
-        report.set_nonblocking()?;
         Ok(Job {
             kind,
             pid,
@@ -108,12 +125,18 @@ impl Job {
             held: None,
             ended: None,
             last_byte: b'\n',
+            ends: None,
         })
     }
 
-    /// Its process number.
-    pub fn pid(&self) -> c_int {
-        self.pid
+    /// Whether its process has this number.
+    pub fn is(&self, pid: c_int) -> bool {
+        self.ended.is_none() && self.pid == pid
+    }
+
+    /// The number of its process, 0 for one that is nobody's business.
+    pub fn shown_pid(&self) -> u32 {
+        if self.kind == Kind::Worker { 0 } else { u32::try_from(self.pid).unwrap_or(0) }
     }
 
     /// What it prints comes here.
@@ -128,7 +151,7 @@ impl Job {
 
     /// What to wait for: its stdin. With no event asked for, poll still tells that nobody reads.
     pub fn stdin_wanted(&self, has_input: bool) -> (c_int, i16) {
-        let (number, ready) = (number(&self.stdin), has_input && self.begun);
+        let (number, ready) = (number(&self.stdin), (has_input || self.ends.is_some()) && self.begun);
         // The writing side of a terminal also says that there is output, and that is asked for elsewhere.
         if ready || self.kind != Kind::Terminal { (number, if ready { POLLOUT } else { 0 }) } else { (-1, 0) }
     }
@@ -197,15 +220,19 @@ impl Job {
         }
     }
 
-    /// There is no more input, and all of it has been given.
+    /// There is no more input, and all of it has been given. Called again until there is room for that.
     pub fn end_input(&mut self) {
-        // A terminal's end is a character: alone in a line it is the end, elsewhere the end of the line.
         if let (Kind::Terminal, Some(stdin)) = (self.kind, &self.stdin) {
-            const END: u8 = 4;
-            let ends: &[u8] = if self.last_byte == b'\n' { &[END] } else { &[END, END] };
-            match stdin.write(ends) {
-                // Without room for it nobody reads anyway.
-                Ok(_) | Err(_) => {}
+            // A terminal's end is a character: alone in a line it is the end, elsewhere the end of the line.
+            const ENDS: &[u8] = &[4, 4];
+            let ends = *self.ends.get_or_insert(if self.last_byte == b'\n' { 1 } else { 2 });
+            match stdin.write(&ENDS[..ends]) {
+                Ok(count) => self.ends = Some(ends - count),
+                Err(Errno(libc::EAGAIN | libc::EINTR)) => {}
+                Err(_) => self.ends = Some(0),
+            }
+            if self.ends != Some(0) {
+                return;
             }
         }
         self.stdin = None;
@@ -265,6 +292,10 @@ impl Job {
             return Some(Err(failed));
         }
         let over = Output::BOTH.into_iter().all(|output| self.has_ended(output));
+        if self.kind == Kind::Worker && status != 0 {
+            let message = format!("the work was ended: {}", exit(status).status());
+            return Some(Err(Failed { reason: Reason::System, errno: libc::EIO, message }));
+        }
         over.then(|| Ok(exit(status)))
     }
 
@@ -292,13 +323,19 @@ impl Job {
         }
     }
 
+    /// Nobody waits for what it has printed.
+    pub fn drop_outputs(&mut self) {
+        self.outputs = [None, None];
+    }
+
     /// Nobody wants its work any more.
     pub fn abandon(&mut self) {
+        // First, so that a worker does not take this for the end of its input.
+        self.signal(if self.kind == Kind::Worker { libc::SIGKILL } else { libc::SIGHUP });
         self.owner = None;
         self.stdin = None;
         self.outputs = [None, None];
         self.held = None;
-        self.signal(if self.kind == Kind::Worker { libc::SIGKILL } else { libc::SIGHUP });
     }
 }
 
