@@ -48,7 +48,9 @@ const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vm
 const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; exec chroot . \"$@\"";
 
 /// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
-const PROGRAMS: [&str; 5] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs"];
+const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
+/// What tmux wants to know of the terminal that it is itself.
+const TERMINFO: &str = "/lib/terminfo/s/screen";
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -118,6 +120,9 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
     for (names, from, to) in [(BINS, setting.bin_dir, BIN_DIR), (SHARED_ASSETS, setting.assets, ASSETS)] {
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
+    }
+    if Path::new(TERMINFO).exists() {
+        job.files.push((TERMINFO.into(), TERMINFO.into()));
     }
     job.files.extend(PROGRAMS.into_iter().filter_map(program::files).flatten());
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
