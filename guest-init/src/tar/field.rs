@@ -76,7 +76,7 @@ mod tests {
 
         #[test]
         fn any_field_is_read_or_refused(field in prop::collection::vec(any::<u8>(), 0..13)) {
-            number(&field);
+            let _ = number(&field);
         }
     }
 }

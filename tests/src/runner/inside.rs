@@ -49,8 +49,8 @@ const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move
 
 /// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
 const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
-/// What tmux wants to know of the terminal that it is itself.
-const TERMINFO: &str = "/lib/terminfo/s/screen";
+/// What tmux reads: of the terminal that it is itself, and of its characters.
+const TMUX_FILES: [&str; 2] = ["/lib/terminfo/s/screen", "/usr/lib/locale/C.utf8/LC_CTYPE"];
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -121,9 +121,7 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
     }
-    if Path::new(TERMINFO).exists() {
-        job.files.push((TERMINFO.into(), TERMINFO.into()));
-    }
+    job.files.extend(TMUX_FILES.iter().filter(|file| Path::new(file).exists()).map(|file| (file.into(), file.into())));
     job.files.extend(PROGRAMS.into_iter().filter_map(program::files).flatten());
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
     let text =
