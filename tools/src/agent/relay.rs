@@ -111,11 +111,20 @@ struct Output {
     receipt: Receipt,
     pending: Vec<u8>,
     written: usize,
+    /// Nothing more comes.
+    ended: bool,
 }
 
 impl Output {
     fn new(stream: Stream, out: Out) -> Output {
-        Output { stream, out, receipt: Receipt::default(), pending: Vec::new(), written: 0 }
+        Output { stream, out, receipt: Receipt::default(), pending: Vec::new(), written: 0, ended: false }
+    }
+
+    /// Closes it when all has been handed on: its reader sees the end when the command's would.
+    fn close(&mut self) {
+        if self.ended && !self.is_waiting() && matches!(self.out, Out::To(_)) {
+            self.out = Out::Nowhere;
+        }
     }
 
     fn is_waiting(&self) -> bool {
@@ -145,6 +154,7 @@ impl Output {
         if !self.is_waiting() {
             self.pending.clear();
             self.written = 0;
+            self.close();
         }
         Ok(done)
     }
@@ -298,7 +308,11 @@ impl Relay {
             }
             Kind::Exit => return Exit::parse(&payload).map(|exit| Some(Over::Exit(exit))).ok_or_else(malformed),
             Kind::Failed => return Refusal::parse(&payload).map(|refusal| Some(Over::Refused(refusal))),
-            Kind::OutputEnd | Kind::ErrorEnd => {}
+            Kind::OutputEnd | Kind::ErrorEnd => {
+                let at = usize::from(kind == Kind::ErrorEnd);
+                self.outputs[at].ended = true;
+                self.outputs[at].close();
+            }
             Kind::Ready | Kind::Open | Kind::Input | Kind::InputEnd | Kind::Signal | Kind::Resize => {
                 return Err(protocol("a frame that has no place here"));
             }
