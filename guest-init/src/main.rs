@@ -18,6 +18,7 @@ mod root;
 mod runtime;
 mod shutdown;
 mod sys;
+mod work;
 
 use alloc::format;
 use alloc::string::String;

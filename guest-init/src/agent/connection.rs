@@ -1,5 +1,6 @@
 //! A connection: a stream and the socket that carries it.
 
+use guest_init::wire::copies::Copies;
 use guest_init::wire::stream::Stream;
 use libc::{POLLIN, POLLOUT};
 
@@ -25,6 +26,8 @@ pub struct Connection {
     socket: Fd,
     pub stream: Stream,
     pub role: Role,
+    /// Of one that is attached.
+    pub copies: Copies,
     /// After the last frame the host closes it first: then it has read everything.
     pub lingers: bool,
     gone: bool,
@@ -35,7 +38,8 @@ pub struct Connection {
 impl Connection {
     pub fn new(socket: Fd) -> Self {
         let stream = Stream::default();
-        Self { socket, stream, role: Role::New, lingers: false, gone: false, blocked: false, shut: false }
+        let copies = Copies::default();
+        Self { socket, stream, role: Role::New, copies, lingers: false, gone: false, blocked: false, shut: false }
     }
 
     /// What to wait for: descriptor and events.
@@ -69,6 +73,9 @@ impl Connection {
 
     /// Writes what there is, as far as the socket takes it.
     pub fn flush(&mut self) {
+        if self.role == Role::Attached {
+            self.copies.advance(&mut self.stream);
+        }
         while !self.gone && !self.blocked && !self.stream.pending().is_empty() {
             match self.socket.write(self.stream.pending()) {
                 Ok(count) => self.stream.sent(count),

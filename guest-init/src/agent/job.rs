@@ -4,12 +4,14 @@ use core::ffi::c_int;
 
 use guest_init::config::Command;
 use guest_init::wire::report::{Failed, Report};
+use guest_init::wire::request::Request;
 use guest_init::wire::stream::Output;
 use libc::{POLLIN, POLLOUT};
 use machinen_abi::body::{Exit, Size};
 
 use crate::child;
 use crate::sys::{self, Errno, Fd, terminal};
+use crate::work::Worker;
 
 /// A terminal's own buffers hold less. What comes after so much is from processes in the background.
 const TERMINAL_REST_BYTES: usize = 128 << 10;
@@ -84,6 +86,15 @@ impl Job {
         Job::start(Kind::Command, command, attach, None, [None, None])
     }
 
+    /// A child that does what is asked for itself.
+    pub fn worker(request: &Request<'_>) -> sys::Result<Job> {
+        let (their_stdin, stdin) = Fd::pipe()?;
+        let (output, their_output) = Fd::pipe()?;
+        let (report, their_report) = Fd::pipe()?;
+        let Some(pid) = sys::fork()? else { Worker::run(&their_stdin, &their_output, &their_report, request) };
+        Job::new(Kind::Worker, pid, report, Some(stdin), [Some(output), None])
+    }
+
     fn start(
         kind: Kind,
         command: &Command,
@@ -91,11 +102,14 @@ impl Job {
         stdin: Option<Fd>,
         outputs: [Option<Fd>; 2],
     ) -> sys::Result<Job> {
-        for fd in stdin.iter().chain(outputs.iter().flatten()) {
+        let (pid, report) = child::start_reporting(command, attach)?;
+        Job::new(kind, pid, report, stdin, outputs)
+    }
+
+    fn new(kind: Kind, pid: c_int, report: Fd, stdin: Option<Fd>, outputs: [Option<Fd>; 2]) -> sys::Result<Job> {
+        for fd in stdin.iter().chain(outputs.iter().flatten()).chain([&report]) {
             fd.set_nonblocking()?;
         }
-        let (pid, report) = child::start_reporting(command, attach)?;
-        report.set_nonblocking()?;
         Ok(Job {
             kind,
             pid,
@@ -111,9 +125,14 @@ impl Job {
         })
     }
 
-    /// Its process number.
-    pub fn pid(&self) -> c_int {
-        self.pid
+    /// Whether its process has this number.
+    pub fn is(&self, pid: c_int) -> bool {
+        self.ended.is_none() && self.pid == pid
+    }
+
+    /// The number of its process, 0 for one that is nobody's business.
+    pub fn shown_pid(&self) -> u32 {
+        if self.kind == Kind::Worker { 0 } else { u32::try_from(self.pid).unwrap_or(0) }
     }
 
     /// What it prints comes here.
@@ -294,11 +313,12 @@ impl Job {
 
     /// Nobody wants its work any more.
     pub fn abandon(&mut self) {
+        // First, so that a worker does not take this for the end of its input.
+        self.signal(if self.kind == Kind::Worker { libc::SIGKILL } else { libc::SIGHUP });
         self.owner = None;
         self.stdin = None;
         self.outputs = [None, None];
         self.held = None;
-        self.signal(if self.kind == Kind::Worker { libc::SIGKILL } else { libc::SIGHUP });
     }
 }
 

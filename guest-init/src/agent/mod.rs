@@ -211,6 +211,13 @@ impl Agent<'_> {
         let Some(job) = self.jobs.get(number) else { return };
         let (owner, ended) = (job.owner, Output::BOTH.map(|output| job.has_begun() && job.has_ended(output)));
         let outcome = job.outcome();
+        if self.main.runs(number) {
+            let attached = self.connections.iter().filter(|(_, connection)| connection.role == Role::Attached);
+            for (_, connection) in attached {
+                let over = Output::BOTH.into_iter().filter(|output| ended[*output as usize]);
+                over.for_each(|output| connection.copies.end(output));
+            }
+        }
         if let Some(connection) = owner.and_then(|owner| self.connections.get(owner)) {
             for output in Output::BOTH.into_iter().filter(|output| ended[*output as usize]) {
                 connection.stream.end(output);
@@ -231,13 +238,13 @@ impl Agent<'_> {
     /// The program of a job runs: whoever wants it is told.
     fn begin(&mut self, number: usize) {
         let Some(job) = self.jobs.get(number) else { return };
-        let (pid, owner, is_heard) = (job.pid(), job.owner, job.is_heard());
+        let (pid, owner, is_heard) = (job.shown_pid(), job.owner, job.is_heard());
         if let Some(connection) = owner.and_then(|owner| self.connections.get(owner)) {
             if self.main.runs(number) {
                 self.points.add("command");
                 self.points.send(&mut connection.stream);
             }
-            connection.stream.started(u32::try_from(pid).unwrap_or(0));
+            connection.stream.started(pid);
             let detached = self.main.runs(number) && self.main.detached;
             if detached || !is_heard {
                 connection.stream.finish();
@@ -287,6 +294,7 @@ impl Agent<'_> {
                 connection.role = Role::Done;
                 self.main.stream_is_broken(number);
             }
+            Role::Attached if connection.stream.is_over() => connection.role = Role::Done,
             Role::Job(job) => self.feed(job),
             Role::Attached => self.feed_main(),
             Role::New | Role::PowerOff | Role::Done => connection.stream.consume(usize::MAX),
@@ -351,6 +359,10 @@ impl Agent<'_> {
             let Some(job) = self.jobs.get(number) else { return };
             let Some(bytes) = job.read(output, &mut self.buffer[..room]) else { return };
             let ended = job.status().is_some();
+            if self.main.runs(number) {
+                let attached = self.connections.iter().filter(|(_, connection)| connection.role == Role::Attached);
+                attached.for_each(|(_, connection)| connection.copies.add(&mut connection.stream, output, bytes));
+            }
             match job.owner.and_then(|owner| self.connections.get(owner)) {
                 Some(connection) => connection.stream.data(output, bytes),
                 None => self.console.waiting.extend_from_slice(bytes),
@@ -384,7 +396,7 @@ impl Agent<'_> {
             }
             // Orphans come to PID 1; they are reaped and forgotten.
             while let Some((pid, status)) = sys::reap() {
-                if let Some((_, job)) = self.jobs.iter().find(|(_, job)| job.pid() == pid && job.status().is_none()) {
+                if let Some((_, job)) = self.jobs.iter().find(|(_, job)| job.is(pid)) {
                     job.end(status);
                 }
             }

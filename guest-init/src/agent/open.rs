@@ -39,8 +39,8 @@ impl Agent<'_> {
         detached: bool,
     ) -> Result<(), Failed> {
         let is_main = self.main.is_brought_by(number);
-        if !is_main && self.jobs.count() >= MOST_JOBS {
-            return Err(failed(Reason::Busy, "too many operations at once"));
+        if !is_main {
+            self.check_room()?;
         }
         let command = self.config.command_with(changes, terminal.is_some()).map_err(|refusal| {
             let what = if changes == &Changes::default() { "/machinen-config.json: " } else { "" };
@@ -66,6 +66,10 @@ impl Agent<'_> {
         Ok(())
     }
 
+    fn check_room(&self) -> Result<(), Failed> {
+        if self.jobs.count() < MOST_JOBS { Ok(()) } else { Err(failed(Reason::Busy, "too many operations at once")) }
+    }
+
     /// Gives a stream a job that has been started.
     fn add_job(&mut self, number: usize, mut job: Job) -> usize {
         job.owner = Some(number);
@@ -86,6 +90,14 @@ impl Agent<'_> {
                 self.main_job()?;
                 self.resize(self.main.job(), size);
             }
+            Request::Attach => {
+                let pid = self.main_job()?.shown_pid();
+                if let Some(connection) = self.connections.get(number) {
+                    connection.stream.started(pid);
+                    connection.role = Role::Attached;
+                }
+                return Ok(());
+            }
             Request::PowerOff => {
                 self.power_off();
                 if let Some(connection) = self.connections.get(number) {
@@ -94,7 +106,12 @@ impl Agent<'_> {
                 }
                 return Ok(());
             }
-            _ => return Err(failed(Reason::Unsupported, "the operation is not served")),
+            request => {
+                self.check_room()?;
+                let job = Job::worker(&request).map_err(|errno| system("start", errno))?;
+                self.add_job(number, job);
+                return Ok(());
+            }
         }
         if let Some(connection) = self.connections.get(number) {
             connection.stream.started(0);
@@ -126,15 +143,16 @@ impl Agent<'_> {
     /// The machine is about to end: whoever waits for that is told.
     pub fn tell_all(&mut self, exit: Exit) {
         for (_, connection) in self.connections.iter() {
-            let exit = match connection.role {
-                Role::Attached => exit,
-                Role::PowerOff => Exit::Code(0),
+            match connection.role {
+                Role::Attached => connection.copies.exit(exit),
+                Role::PowerOff => connection.stream.exit(Exit::Code(0)),
                 Role::New | Role::Job(_) | Role::Done => continue,
-            };
-            connection.stream.exit(exit);
-            connection.role = Role::Done;
+            }
             connection.lingers = true;
             connection.flush();
+            if connection.stream.is_over() {
+                connection.role = Role::Done;
+            }
         }
     }
 }

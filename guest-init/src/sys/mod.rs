@@ -1,5 +1,6 @@
 //! The system calls, each a safe function of a few lines.
 
+pub mod at;
 pub mod files;
 pub mod net;
 pub mod terminal;
@@ -270,6 +271,23 @@ pub fn new_session() -> Result<()> {
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()))?;
         check(libc::setsid()).map(drop)
     }
+}
+
+/// A child becomes a worker: these are all its descriptors from now on, but for the standard error.
+pub fn become_worker(input: &Fd, output: &Fd, report: &Fd) -> Result<(Fd, Fd, Fd)> {
+    const REPORT: c_int = 3;
+    new_session()?;
+    set_stdio(input.0, output.0, 2)?;
+    // SAFETY: integers in. The descriptors that are closed belong to copies of what the parent has, which this process never
+    // comes to again: it only calls what ends it.
+    unsafe {
+        check(libc::dup2(report.0, REPORT))?;
+        let result = libc::syscall(libc::SYS_close_range, REPORT + 1, c_int::MAX, 0);
+        if result < 0 {
+            return Err(Errno::last());
+        }
+    }
+    Ok((Fd(0), Fd(1), Fd(REPORT)))
 }
 
 /// Makes `terminal` the controlling terminal of this session.
