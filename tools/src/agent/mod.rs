@@ -9,6 +9,7 @@
 
 pub mod channel;
 pub mod oneshot;
+mod output;
 pub mod relay;
 pub mod request;
 pub mod signals;
