@@ -125,7 +125,7 @@ impl Client {
         self.send(Kind::Open, &payload);
     }
 
-    /// Sends bytes of input, then its end. For less than a window.
+    /// Sends bytes of input, then its end; for less than a window, to what reads them.
     pub fn input(&mut self, bytes: &[u8]) {
         bytes.chunks(60_000).for_each(|piece| self.send(Kind::Input, piece));
         self.send(Kind::InputEnd, &[]);
@@ -309,7 +309,8 @@ impl Machine {
     #[must_use]
     pub fn run(&self, script: &str) -> Outcome {
         let mut client = self.exec(&["sh", "-c", script]);
-        client.send(Kind::InputEnd, &[]);
+        // It may have ended by now.
+        let _ = client.try_send(Kind::InputEnd, &[]);
         client.outcome()
     }
 

@@ -9,7 +9,8 @@ use machinen_abi::body::{Credit, Exit, Reason, Size, Stream};
 use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
 use machinen_tests::agent::{Client, End, Machine, exec};
-use machinen_tests::guest::Guest;
+use machinen_tests::asset;
+use machinen_tests::guest::{Guest, monitor};
 
 const KERNELS: [&str; 2] = ["vmlinux", "vmlinux-tuned"];
 
@@ -115,6 +116,8 @@ fn a_detached_main_command_prints_on_the_console() {
         let times: Vec<u64> = outcome.marks.iter().map(|(_, time)| *time).collect();
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap();
         assert!(times.is_sorted() && (now - Duration::from_nanos(times[0])).as_secs() < 60, "{times:?}");
+        let since = times.windows(2).map(|pair| (pair[1] - pair[0]) / 1000).collect::<Vec<_>>();
+        println!("{kernel}: microseconds from each of {names:?} to the next: {since:?}");
         machine.session.expect("out\nerr\n");
         assert_eq!(machine.run("touch /tmp/go").triple().2, 0);
         assert_eq!(machine.finish(), (6, "out\nerr\nend\n".into()));
@@ -374,6 +377,16 @@ fn the_machine_is_switched_off() {
     assert_eq!(main.outcome().end, End::Exit(Exit::Signal(9)));
     assert_eq!(machine.finish(), (137, String::new()));
 
+    // One that has ended, while nobody takes what it has printed.
+    let machine = Machine::start("vmlinux-tuned", busybox());
+    let mut main = machine.ready();
+    exec(&mut main, &["sh", "-c", "seq 50000; exec sleep 1000"]);
+    while machine.run("pidof sleep").text().is_empty() {}
+    let client = power_off(&machine);
+    assert_eq!(client.outcome().end, End::Exit(Exit::Code(0)));
+    drop(main);
+    assert_eq!(machine.finish(), (143, String::new()));
+
     // One that was never there.
     let machine = Machine::start("vmlinux-tuned", busybox());
     let main = machine.ready();
@@ -409,4 +422,65 @@ fn nothing_of_a_long_output_is_lost_at_the_end() {
     let (output, error, code) = main.outcome().triple();
     assert!(output == expected && error == expected && code == 1);
     assert_eq!(machine.finish(), (1, String::new()));
+}
+
+#[test]
+fn what_outlives_its_stream_and_what_does_not() {
+    let (mut machine, main) = machine();
+    let script = "trap '' HUP; cat; while [ ! -e /tmp/go ]; do usleep 9999; done; echo on the console";
+    let words = ["sh", "-c", script].map(|word| (Tag::Argument, word.as_bytes()));
+    let mut client = machine.connect();
+    client.open(Operation::Exec, &[&words[..], &[(Tag::Detached, b"")]].concat());
+    let outcome = client.outcome();
+    assert_eq!((outcome.end, outcome.kinds), (End::Lost, vec![Kind::Started]));
+    assert_eq!(machine.run("touch /tmp/go").triple().2, 0);
+    machine.session.expect("on the console\n");
+    // The main command's host goes away: it hangs up, and the machine ends with that.
+    drop(main);
+    assert_eq!(machine.finish(), (129, "on the console\n".into()));
+}
+
+#[test]
+fn without_a_host_that_listens_there_is_nothing_to_do() {
+    let machine = Machine::start("vmlinux-tuned", busybox());
+    let main = machine.ready();
+    drop(main);
+    let (code, printed) = machine.finish();
+    assert_eq!((code, &*printed), (125, "init: agent: vsock port 1025: the host closed it before a command came\n"));
+    let guest = busybox().make(&["--agent"]);
+    let finished = monitor(&asset("vmlinux-tuned"), &guest.initrd()).finish();
+    let printed = finished.printed();
+    assert!(finished.code() == 125 && printed.starts_with("init: agent: vsock port 1025 of the host: "), "{printed}");
+}
+
+#[test]
+fn whoever_waits_costs_nothing() {
+    let (machine, main) = machine();
+    // A terminal, input that nobody reads, output that nobody reads, a background that holds pipes, and silence.
+    let mut terminal = machine.connect();
+    terminal.open(Operation::Pty, &[(Tag::Argument, b"cat")]);
+    terminal.expect(Kind::Started);
+    let mut unread = machine.exec(&["sleep", "1000"]);
+    (0..4).for_each(|_| unread.send(Kind::Input, &[0; 65_536]));
+    let mut stalled = machine.exec(&["yes"]);
+    stalled.expect(Kind::Output);
+    let mut taken = 0;
+    while taken < 150_000 {
+        taken += stalled.receive_only().unwrap().1.len();
+    }
+    let mut closed = machine.exec(&["sh", "-c", "exec <&- >&- 2>&-; sleep 1000"]);
+    closed.expect(Kind::ErrorEnd);
+    let mut attached = machine.connect();
+    attached.open(Operation::Attach, &[]);
+    attached.expect(Kind::Started);
+    let mut ended = machine.exec(&["sh", "-c", "sleep 1000 & yes | head -c 300000"]);
+    ended.expect(Kind::Started);
+    let _silent = machine.connect();
+    // Of a hundred ticks that a second has. The loop of a PID 1 that does not sleep would take most of them.
+    let script =
+        "ticks() { awk '{ print $14 + $15 }' /proc/1/stat; }; a=$(ticks); sleep 2; b=$(ticks); echo $((b - a))";
+    let ticks: u32 = machine.run(script).text().trim().parse().unwrap();
+    println!("{ticks} ticks of PID 1 in two seconds");
+    assert!(ticks < 60, "{ticks}");
+    stop(machine, main);
 }

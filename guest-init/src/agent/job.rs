@@ -1,5 +1,6 @@
 //! A job: a process that works for a stream, and the pipes or the terminal between them.
 
+use alloc::format;
 use core::ffi::c_int;
 
 use guest_init::config::Command;
@@ -7,7 +8,7 @@ use guest_init::wire::report::{Failed, Report};
 use guest_init::wire::request::Request;
 use guest_init::wire::stream::Output;
 use libc::{POLLIN, POLLOUT};
-use machinen_abi::body::{Exit, Size};
+use machinen_abi::body::{Exit, Reason, Size};
 
 use crate::child;
 use crate::sys::{self, Errno, Fd, terminal};
@@ -42,7 +43,9 @@ pub struct Job {
     held: Option<Fd>,
     /// Its wait status, and what it left in its outputs.
     ended: Option<(c_int, [usize; 2])>,
+    /// The last byte of a terminal's input, and how many characters are to say that it has ended.
     last_byte: u8,
+    ends: Option<usize>,
 }
 
 impl Job {
@@ -122,6 +125,7 @@ impl Job {
             held: None,
             ended: None,
             last_byte: b'\n',
+            ends: None,
         })
     }
 
@@ -147,7 +151,7 @@ impl Job {
 
     /// What to wait for: its stdin. With no event asked for, poll still tells that nobody reads.
     pub fn stdin_wanted(&self, has_input: bool) -> (c_int, i16) {
-        let (number, ready) = (number(&self.stdin), has_input && self.begun);
+        let (number, ready) = (number(&self.stdin), (has_input || self.ends.is_some()) && self.begun);
         // The writing side of a terminal also says that there is output, and that is asked for elsewhere.
         if ready || self.kind != Kind::Terminal { (number, if ready { POLLOUT } else { 0 }) } else { (-1, 0) }
     }
@@ -216,15 +220,19 @@ impl Job {
         }
     }
 
-    /// There is no more input, and all of it has been given.
+    /// There is no more input, and all of it has been given. Called again until there is room for that.
     pub fn end_input(&mut self) {
-        // A terminal's end is a character: alone in a line it is the end, elsewhere the end of the line.
         if let (Kind::Terminal, Some(stdin)) = (self.kind, &self.stdin) {
-            const END: u8 = 4;
-            let ends: &[u8] = if self.last_byte == b'\n' { &[END] } else { &[END, END] };
-            match stdin.write(ends) {
-                // Without room for it nobody reads anyway.
-                Ok(_) | Err(_) => {}
+            // A terminal's end is a character: alone in a line it is the end, elsewhere the end of the line.
+            const ENDS: &[u8] = &[4, 4];
+            let ends = *self.ends.get_or_insert(if self.last_byte == b'\n' { 1 } else { 2 });
+            match stdin.write(&ENDS[..ends]) {
+                Ok(count) => self.ends = Some(ends - count),
+                Err(Errno(libc::EAGAIN | libc::EINTR)) => {}
+                Err(_) => self.ends = Some(0),
+            }
+            if self.ends != Some(0) {
+                return;
             }
         }
         self.stdin = None;
@@ -284,6 +292,10 @@ impl Job {
             return Some(Err(failed));
         }
         let over = Output::BOTH.into_iter().all(|output| self.has_ended(output));
+        if self.kind == Kind::Worker && status != 0 {
+            let message = format!("the work was ended: {}", exit(status).status());
+            return Some(Err(Failed { reason: Reason::System, errno: libc::EIO, message }));
+        }
         over.then(|| Ok(exit(status)))
     }
 
@@ -309,6 +321,11 @@ impl Job {
                 Ok(()) | Err(_) => {}
             }
         }
+    }
+
+    /// Nobody waits for what it has printed.
+    pub fn drop_outputs(&mut self) {
+        self.outputs = [None, None];
     }
 
     /// Nobody wants its work any more.

@@ -162,10 +162,15 @@ impl Agent<'_> {
                 return Err(format!("agent: vsock port {MAIN_PORT}: the host closed it before a command came"));
             }
             Phase::Running(job) if self.main.kill_ms.is_some_and(|at_ms| now_ms >= at_ms) => {
-                self.main.kill_ms = None;
+                self.main.kill_ms = Some(now_ms + LINGER_MS);
                 if let Some(job) = self.jobs.get(job) {
+                    if job.status().is_some() {
+                        // Its reader stands still.
+                        job.drop_outputs();
+                    }
                     job.signal(libc::SIGKILL);
                 }
+                self.settle();
             }
             Phase::Over(exit, at_ms) => {
                 self.tell_all(exit);
