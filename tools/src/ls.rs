@@ -70,7 +70,10 @@ pub fn run(args: Args) -> Result<String, Diagnostic> {
         row.extend(args.all.then(|| state(vm)));
         table.add(row);
     }
-    Ok(table.to_string())
+    let text = table.to_string();
+    // The process ends now: giving memory back piece by piece is a tenth of its time.
+    std::mem::forget((vms, table));
+    Ok(text)
 }
 
 /// The state in a word, with the reason of one that cannot be read.

@@ -1,6 +1,6 @@
 //! Text for people: aligned columns, sizes, ages.
 
-use std::fmt;
+use std::fmt::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Rows of columns.
@@ -19,7 +19,11 @@ impl Table {
 
     /// Adds a row. A cell that is empty is shown as `-`, and nothing in one moves a terminal's cursor.
     pub fn add(&mut self, row: Vec<String>) {
-        let cell = |text: String| if text.is_empty() { "-".to_owned() } else { printable(&text) };
+        let cell = |text: String| match text {
+            text if text.is_empty() => "-".to_owned(),
+            text if text.chars().any(char::is_control) => printable(&text),
+            text => text,
+        };
         self.rows.push(row.into_iter().map(cell).collect());
     }
 }
@@ -32,14 +36,19 @@ impl fmt::Display for Table {
                 *width = cell.chars().count().max(*width);
             }
         }
+        let mut line = String::new();
         for row in &self.rows {
-            let mut line = String::new();
+            line.clear();
             for ((cell, width), right) in row.iter().zip(&widths).zip(&self.to_the_right) {
-                let cell = if *right { format!("{cell:>width$}") } else { format!("{cell:<width$}") };
-                line.push_str(&cell);
-                line.push_str("  ");
+                if *right {
+                    write!(line, "{cell:>width$}  ")?;
+                } else {
+                    write!(line, "{cell:<width$}  ")?;
+                }
             }
-            writeln!(f, "{}", line.trim_end())?;
+            line.truncate(line.trim_end().len());
+            line.push('\n');
+            f.write_str(&line)?;
         }
         Ok(())
     }

@@ -50,10 +50,12 @@ pub(super) fn is_id(name: &str) -> bool {
 pub(super) fn create(place: &Place, name: Option<&str>) -> Result<Claim> {
     name.map(name::check).transpose()?;
     let root = place.make()?;
-    let _guard = place.lock(&root)?;
+    let guard = place.lock(&root)?;
     if let Some(name) = name {
         let vms = vm::list(place, &root)?;
         if let Some(holder) = vms.iter().find(|vm| vm.is_alive() && vm.entry.name.as_deref() == Some(name)) {
+            // Its process may have to be looked for in all of /proc: not while everybody waits.
+            drop(guard);
             return Err(taken(name, holder));
         }
     }
