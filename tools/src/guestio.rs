@@ -51,15 +51,18 @@ impl Stdio {
     }
 }
 
-/// Standard input, output and error.
+/// Standard input, output and error. What this process then writes to its standard output goes nowhere.
 ///
 /// # Errors
 /// `RUN_STDIO`.
 pub fn channels() -> Result<(Channel, Out, Out)> {
-    let failed = |cause| Error::host("RUN_STDIO", "open a standard stream", cause);
+    let failed = |cause: std::io::Error| Error::host("RUN_STDIO", "open a standard stream", cause);
     let input = Channel::input(std::io::stdin().as_fd()).map_err(failed)?;
     let output = Channel::output(std::io::stdout().as_fd()).map_err(failed)?;
     let error = Channel::output(std::io::stderr().as_fd()).map_err(failed)?;
+    // So that the channel is all that holds it, and its reader sees its end when the command closes it.
+    let null = std::fs::OpenOptions::new().write(true).open("/dev/null").map_err(failed)?;
+    rustix::stdio::dup2_stdout(null).map_err(|cause| failed(cause.into()))?;
     Ok((input, Out::To(output), Out::To(error)))
 }
 

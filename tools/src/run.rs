@@ -236,6 +236,7 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
         (args.detach && args.rm, "--rm is done by whoever waits for the end; machinen gc removes what -d leaves"),
         (args.detach && args.timeout.is_some(), "--timeout is for whoever waits; machinen stop ends a machine"),
         (command.as_ref().is_some_and(Vec::is_empty), "no command after --"),
+        (args.trace.as_deref() == Some("-"), "--trace -: standard output is the command's"),
     ];
     if let Some((_, why)) = contradictions.iter().find(|(wrong, _)| *wrong) {
         return Err(usage((*why).to_string()));

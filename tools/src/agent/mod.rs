@@ -10,6 +10,7 @@
 
 pub mod channel;
 pub mod oneshot;
+mod output;
 pub mod relay;
 pub mod request;
 pub mod signals;

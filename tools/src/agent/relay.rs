@@ -8,12 +8,14 @@ use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
 use machinen_abi::body::{Credit, Exit, Mark, Signal as GuestSignal, Started, Stream};
 use machinen_abi::frame::{Kind, MOST_PAYLOAD_BYTES};
-use machinen_abi::window::{Allowance, Receipt};
+use machinen_abi::window::Allowance;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::process::{Signal, getpid, kill_process, pidfd_send_signal};
 use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 
 use super::channel::Channel;
+pub use super::output::Out;
+use super::output::Output;
 use super::signals::{FORWARDED, Signals};
 use super::terminal::{self, Raw};
 use super::wire::{Frame, Wire, protocol};
@@ -22,31 +24,6 @@ use crate::error::{Error, Result};
 
 /// Ctrl-]: twice, it leaves a command alone.
 const LEAVE: u8 = 0x1d;
-
-/// Where a stream of output goes.
-#[derive(Debug)]
-pub enum Out {
-    /// To a stream of this process.
-    To(Channel),
-    /// It is kept.
-    Keep(Vec<u8>),
-    /// Nowhere.
-    Nowhere,
-}
-
-impl Out {
-    /// Whether an error of a write says that the reader has gone.
-    fn is_gone(&self, error: &std::io::Error) -> bool {
-        match error.kind() {
-            ErrorKind::BrokenPipe | ErrorKind::ConnectionReset => true,
-            // What a terminal says that has been hung up; of a file it is a failure.
-            _ => {
-                error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
-                    && matches!(self, Out::To(channel) if channel.is_terminal())
-            }
-        }
-    }
-}
 
 /// What happens in the guest when SIGTSTP stops this process.
 #[derive(Debug, Default)]
@@ -101,53 +78,6 @@ pub struct Relay {
     chunk: Vec<u8>,
     /// Came before this began.
     first: Option<Frame>,
-}
-
-/// One stream of output.
-#[derive(Debug)]
-struct Output {
-    stream: Stream,
-    out: Out,
-    receipt: Receipt,
-    pending: Vec<u8>,
-    written: usize,
-}
-
-impl Output {
-    fn new(stream: Stream, out: Out) -> Output {
-        Output { stream, out, receipt: Receipt::default(), pending: Vec::new(), written: 0 }
-    }
-
-    fn is_waiting(&self) -> bool {
-        self.written < self.pending.len()
-    }
-
-    /// Hands on what can be handed on now; the number of bytes. An error is of the reader.
-    fn pump(&mut self) -> std::io::Result<usize> {
-        let mut done = 0;
-        while self.is_waiting() {
-            let rest = &self.pending[self.written..];
-            let count = match &mut self.out {
-                Out::Nowhere => rest.len(),
-                Out::Keep(kept) => {
-                    kept.extend_from_slice(rest);
-                    rest.len()
-                }
-                Out::To(channel) => match channel.write(rest) {
-                    Err(error) if error.kind() == ErrorKind::WouldBlock => break,
-                    Err(error) if error.kind() == ErrorKind::Interrupted => continue,
-                    written => written?,
-                },
-            };
-            self.written += count;
-            done += count;
-        }
-        if !self.is_waiting() {
-            self.pending.clear();
-            self.written = 0;
-        }
-        Ok(done)
-    }
 }
 
 impl Relay {
@@ -298,7 +228,11 @@ impl Relay {
             }
             Kind::Exit => return Exit::parse(&payload).map(|exit| Some(Over::Exit(exit))).ok_or_else(malformed),
             Kind::Failed => return Refusal::parse(&payload).map(|refusal| Some(Over::Refused(refusal))),
-            Kind::OutputEnd | Kind::ErrorEnd => {}
+            Kind::OutputEnd | Kind::ErrorEnd => {
+                let at = usize::from(kind == Kind::ErrorEnd);
+                self.outputs[at].ended = true;
+                self.outputs[at].close();
+            }
             Kind::Ready | Kind::Open | Kind::Input | Kind::InputEnd | Kind::Signal | Kind::Resize => {
                 return Err(protocol("a frame that has no place here"));
             }

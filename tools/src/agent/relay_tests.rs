@@ -158,3 +158,20 @@ fn the_keys_that_leave_are_found_wherever_reads_are_cut() {
     assert_eq!(try_it(b"a\x1d\x1d", false).0, None);
     assert_eq!(try_it(b"", true), (Some(true), vec![]));
 }
+
+#[test]
+fn a_reader_that_is_never_done_keeps_memory_flat() {
+    let (mut reader, out) = output();
+    let mut stream = Output::new(Stream::Output, out);
+    let mut chunk = vec![0; MOST_PAYLOAD_BYTES];
+    for _ in 0..100 {
+        // As much as the window allows, less what is pending.
+        while stream.pending.len() - stream.written + MOST_PAYLOAD_BYTES <= WINDOW_BYTES as usize {
+            stream.pending.extend_from_slice(&[7; MOST_PAYLOAD_BYTES]);
+        }
+        stream.pump().unwrap();
+        assert!(stream.is_waiting());
+        assert!(stream.pending.len() <= WINDOW_BYTES as usize + 2 * MOST_PAYLOAD_BYTES, "{}", stream.pending.len());
+        reader.read_exact(&mut chunk).unwrap();
+    }
+}

@@ -183,8 +183,11 @@ pub(crate) fn pull(vm: &Vm, guest: &Path, host: &Path, excludes: &[String]) -> R
     let flags = OFlags::RDONLY | OFlags::DIRECTORY | OFlags::CLOEXEC;
     let root = openat(CWD, directory, flags, Mode::empty())
         .map_err(|cause| Error::host("COPY_WRITE", format!("open {}", directory.display()), cause))?;
-    let mut request =
-        Request::new(Operation::TarOut).with(Tag::Path, guest.as_os_str().as_bytes()).with(Tag::Name, name.as_bytes());
+    let mut request = Request::new(Operation::TarOut).with(Tag::Path, guest.as_os_str().as_bytes());
+    // Of DIR/. the content has no name above it.
+    if name != "." {
+        request = request.with(Tag::Name, name.as_bytes());
+    }
     for pattern in excludes {
         request = request.with(Tag::Exclude, pattern.as_bytes());
     }
@@ -196,9 +199,7 @@ pub(crate) fn pull(vm: &Vm, guest: &Path, host: &Path, excludes: &[String]) -> R
 
 /// Writes a stream to a file of the guest's.
 fn write(vm: &Vm, path: &Path, input: &mut impl Read) -> Result<()> {
-    let request = Request::new(Operation::WriteFile)
-        .with(Tag::Path, path.as_os_str().as_bytes())
-        .with(Tag::Mode, 0o644_u32.to_le_bytes());
+    let request = Request::new(Operation::WriteFile).with(Tag::Path, path.as_os_str().as_bytes());
     let mut transfer = vm.transfer(&request)?;
     let mut chunk = vec![0; 64 << 10];
     loop {

@@ -121,6 +121,22 @@ pub fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::Unix
     Ok(socket)
 }
 
+/// The passt that forwards these ports, once it is started.
+pub fn helper(publish: &[String]) -> Option<u32> {
+    publish.iter().find_map(|text| Some(holder::of(Forward::parse(text).ok()?)?.pid))
+}
+
+/// A port of `ours` that `theirs`, which work, have already.
+///
+/// # Errors
+/// `NET_USAGE` for what is no port.
+pub fn clash(ours: &[String], theirs: &[String]) -> Result<Option<String>, Diagnostic> {
+    let theirs: Vec<Forward> = theirs.iter().filter_map(|text| Forward::parse(text).ok()).collect();
+    let ours = ours.iter().map(|text| Forward::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let taken = |own: &&Forward| theirs.iter().any(|other| other.clashes(**own));
+    Ok(ours.iter().find(taken).map(Forward::to_string))
+}
+
 fn add_word(next: &mut Command, address: &Address) {
     let mut words = std::env::var_os("MACHINEN_CMDLINE").unwrap_or_default();
     if !words.is_empty() {

@@ -83,7 +83,7 @@ pub struct Run {
 /// How [`Vm::write_file`] writes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct WriteOptions {
-    /// Permission bits of a new file; 0644 without them.
+    /// Permission bits of the file afterwards; without them a new one gets 0644, and one that is there keeps its own.
     pub mode: Option<u32>,
     /// At its end, instead of in its place.
     pub append: bool,
@@ -251,7 +251,9 @@ impl Vm {
     pub fn write_file(&self, path: impl AsRef<Path>, content: &[u8], options: WriteOptions) -> Result<()> {
         use std::os::unix::ffi::OsStrExt;
         let mut request = Request::new(Operation::WriteFile).with(Tag::Path, path.as_ref().as_os_str().as_bytes());
-        request = request.with(Tag::Mode, options.mode.unwrap_or(0o644).to_le_bytes());
+        if let Some(mode) = options.mode {
+            request = request.with(Tag::Mode, mode.to_le_bytes());
+        }
         if options.append {
             request = request.with(Tag::Append, []);
         }

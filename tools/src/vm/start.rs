@@ -125,7 +125,9 @@ impl Prepared<'_> {
     /// Starts the machine, until its guest asks for its command. SIGINT and its like end the start where `signals` are given.
     pub(crate) fn start(self, signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Outcome> {
         let keep = self.options.keep;
-        let claim = Registry::open()?.create(self.options.name.as_deref())?;
+        let registry = Registry::open()?;
+        ports_are_free(&registry, &self.options.publish)?;
+        let claim = registry.create(self.options.name.as_deref())?;
         let started = self.start_in(&claim, signals, limit);
         if let Ok(Step::Started(started)) = started {
             return Ok(Outcome::Started(claim, started));
@@ -149,6 +151,9 @@ impl Prepared<'_> {
         let mut running = self.spawn(claim)?;
         marks.push((now_ns(), "monitor started".into()));
         let mut entry = self.entry();
+        // Its helpers are started by now.
+        let helper = net::helper(&self.options.publish).and_then(Process::of);
+        entry.helpers.extend(helper);
         let monitor = running.identify(&mut entry)?;
         claim.write(&entry)?;
         match running.wait(&listener, &monitor, signals, limit)? {
@@ -236,6 +241,21 @@ impl Prepared<'_> {
         }
         Ok(())
     }
+}
+
+/// Refuses a port that a machine has, by its name; others who may have it are seen when it is forwarded.
+fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
+    if publish.is_empty() {
+        return Ok(());
+    }
+    for vm in registry.list()?.iter().filter(|vm| vm.is_alive()) {
+        if let Some(port) = net::clash(publish, &vm.entry.ports)? {
+            let name = vm.label();
+            return Err(Error::new("NET_PORT_TAKEN", format!("port {port}: machine {name} has it"))
+                .hint(format!("take another port of the host, or: machinen stop {name}")));
+        }
+    }
+    Ok(())
 }
 
 /// What a guest said first.
