@@ -179,6 +179,10 @@ mod tests {
         let mut job = Job::new(["echo", "it's", "$HOME `x` \"\\\n"]);
         job.env.push(("A B".into(), "c'd".into()));
         let script = String::from_utf8(job.run_script()).unwrap();
-        assert_eq!(script, "exec env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n");
+        let command = &script[script.find("exec").unwrap()..];
+        assert_eq!(
+            command,
+            "exec chroot . env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n"
+        );
     }
 }
