@@ -24,7 +24,7 @@ not_aarch64 := --exclude vmm-min --exclude machinen-fixtures --exclude machinen-
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test soak fuzz check lint bench kernel rootfs lab deps build clean
+.PHONY: help demo test shell soak fuzz check lint bench kernel rootfs lab deps build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -33,7 +33,11 @@ demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh m
 	@fixtures/demo $(out) $(assets)
 
 test: deps lab rootfs kernel build ## all tests, Linux guests included (in the lab where the host cannot run them)
+	@cargo test --quiet --doc --package machinen --target $(target)
 	@$(out)/machinen-test $(TEST_ARGS)
+
+shell: deps lab rootfs kernel build ## a shell in the lab, with the tools, a kernel and an image
+	@fixtures/shell $(out) $(assets)
 
 soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock and network, longer fuzzing
 	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --filter linux_ $(TEST_ARGS)
@@ -42,8 +46,9 @@ soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock a
 fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the corpus on
 	@fixtures/fuzz $(FUZZ_SECONDS)
 
-check: lint ## format, lints, unit tests
+check: lint ## format, lints, unit tests, examples in the documentation
 	@cargo test --quiet --workspace --lib --target $(target)
+	@cargo test --quiet --doc --package machinen --target $(target)
 
 lint: deps ## format and lints for both architectures
 	@cargo fmt --all --check

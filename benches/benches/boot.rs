@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use machinen_benches::{Report, Samples, program};
 use machinen_fixtures::TempFile;
-use machinen_tests::lab::{Job, Lab, assets_dir};
+use machinen_tests::lab::{self, Job, Lab, assets_dir};
 use machinen_tests::runner::place::Place;
 use serde_json::{Value, json};
 
@@ -181,16 +181,7 @@ fn initrd() -> Result<TempFile> {
 
 /// QEMU with what it links and the firmware of microvm: path here, path in the lab.
 fn qemu_files() -> Result<Vec<(PathBuf, PathBuf)>> {
-    let path = std::env::var_os("PATH").unwrap_or_default();
-    let qemu = std::env::split_paths(&path).map(|dir| dir.join(QEMU)).find(|file| file.exists());
-    let qemu = qemu.ok_or("qemu-system-x86_64 is missing: make deps")?;
-    let mut files = vec![(qemu.clone(), Path::new("/bin").join(QEMU))];
-    for line in output(Command::new("ldd").arg(&qemu))?.lines() {
-        // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x…)`, and the linker itself without an arrow.
-        let found = line.split_whitespace().find(|word| word.starts_with('/'));
-        let library = found.map(PathBuf::from).filter(|library| library.is_absolute());
-        files.extend(library.map(|library| (fs::canonicalize(&library).unwrap_or(library.clone()), library)));
-    }
+    let mut files = lab::program::files(QEMU).ok_or("qemu-system-x86_64 is missing: make deps")?;
     for entry in fs::read_dir(FIRMWARE)?.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
         let wanted = ["bios-microvm.bin", "qboot.rom", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"];

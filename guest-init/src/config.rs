@@ -83,12 +83,12 @@ impl Config {
     }
 
     /// Puts this over `defaults`: key by key, and `env` name by name. Which disks there are is for this one alone to
-    /// say: `root` and `mounts` of `defaults` do not count.
+    /// say, and whether it has an agent: `root`, `mounts` and `agent` of `defaults` do not count.
     #[must_use]
     pub fn over(mut self, defaults: Self) -> Self {
         for (key, value) in defaults.0 {
             match (self.0.get_mut(&key), value) {
-                _ if ["root", "mounts"].contains(&&*key) => {}
+                _ if ["root", "mounts", "agent"].contains(&&*key) => {}
                 (None, value) => drop(self.0.insert(key, value)),
                 (Some(Value::Object(env)), Value::Object(more)) if key == "env" => {
                     for (name, value) in more {
@@ -109,23 +109,68 @@ impl Config {
         disks::parse(&self.0)
     }
 
+    /// Whether commands come from the host, to an agent, instead of from here.
+    ///
+    /// # Errors
+    /// [`Refusal`] when `agent` is not true or false.
+    pub fn agent(&self) -> Result<bool, Refusal> {
+        self.0.get("agent").map_or(Ok(false), |agent| agent.as_bool().ok_or(Refusal::Type("agent", "true or false")))
+    }
+
     /// The command to run. With `tty` its environment gets a default `TERM`.
     ///
     /// # Errors
     /// [`Refusal`] when `cmd`, `env` or `cwd` is not as documented, or there is no `cmd`.
     pub fn command(&self, tty: bool) -> Result<Command, Refusal> {
+        self.command_with(&Changes::default(), tty)
+    }
+
+    /// The command to run, with changes: words and directory replace those from here, variables go over them one by one.
+    ///
+    /// # Errors
+    /// As [`Config::command`], and for changes that are as wrong.
+    pub fn command_with(&self, changes: &Changes<'_>, tty: bool) -> Result<Command, Refusal> {
         let Self(config) = self;
-        let env = environment(config.get("env"), tty)?;
+        let argv = match &changes.words[..] {
+            [] => arguments(config.get("cmd").ok_or(Refusal::NoCommand)?)?,
+            words => words.iter().map(|word| c_string(*word, "cmd")).collect::<Result<_, _>>()?,
+        };
+        let mut env = environment(config.get("env"), tty)?;
+        for variable in &changes.variables {
+            let mut parts = variable.splitn(2, |byte| *byte == b'=');
+            let (name, value) = (parts.next().unwrap_or_default(), parts.next());
+            if name.is_empty() {
+                return Err(Refusal::EnvName(String::from_utf8_lossy(variable).into_owned()));
+            }
+            match value {
+                Some(value) => drop(env.insert(name, value)),
+                None => drop(env.remove(name)),
+            }
+        }
         Ok(Command {
-            argv: arguments(config.get("cmd").ok_or(Refusal::NoCommand)?)?,
-            path: c_string(env["PATH"], "env")?,
+            argv,
+            path: c_string(env.get(&b"PATH"[..]).copied().unwrap_or(DEFAULT_PATH.as_bytes()), "env")?,
             env: env
                 .into_iter()
-                .map(|(name, value)| c_string(&[name, "=", value].concat(), "env"))
+                .map(|(name, value)| c_string([name, b"=", value].concat(), "env"))
                 .collect::<Result<_, _>>()?,
-            cwd: working_directory(config.get("cwd"))?,
+            cwd: match changes.directory {
+                Some(directory) => absolute(directory)?,
+                None => working_directory(config.get("cwd"))?,
+            },
         })
     }
+}
+
+/// What a request changes of the configured command; all of it may be absent.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Changes<'a> {
+    /// The words of another command.
+    pub words: Vec<&'a [u8]>,
+    /// `NAME=value` sets a variable, `NAME` takes one away.
+    pub variables: Vec<&'a [u8]>,
+    /// Another working directory.
+    pub directory: Option<&'a [u8]>,
 }
 
 fn arguments(cmd: &Value) -> Result<Vec<CString>, Refusal> {
@@ -134,38 +179,43 @@ fn arguments(cmd: &Value) -> Result<Vec<CString>, Refusal> {
     words.iter().map(|word| c_string(word.as_str().ok_or(WANTED)?, "cmd")).collect()
 }
 
-fn environment(env: Option<&Value>, tty: bool) -> Result<BTreeMap<&str, &str>, Refusal> {
+fn environment(env: Option<&Value>, tty: bool) -> Result<BTreeMap<&[u8], &[u8]>, Refusal> {
     const WANTED: Refusal = Refusal::Type("env", "an object of strings");
-    let mut all = BTreeMap::from([("PATH", DEFAULT_PATH), ("HOME", DEFAULT_HOME)]);
+    let mut all = BTreeMap::<&[u8], &[u8]>::new();
+    all.insert(b"PATH", DEFAULT_PATH.as_bytes());
+    all.insert(b"HOME", DEFAULT_HOME.as_bytes());
     if tty {
-        all.insert("TERM", DEFAULT_TERM);
+        all.insert(b"TERM", DEFAULT_TERM.as_bytes());
     }
     let Some(env) = env else { return Ok(all) };
     for (name, value) in env.as_object().ok_or(WANTED)? {
         if name.is_empty() || name.contains('=') {
             return Err(Refusal::EnvName(name.clone()));
         }
-        all.insert(name, value.as_str().ok_or(WANTED)?);
+        all.insert(name.as_bytes(), value.as_str().ok_or(WANTED)?.as_bytes());
     }
     Ok(all)
 }
 
 fn working_directory(cwd: Option<&Value>) -> Result<CString, Refusal> {
     let Some(cwd) = cwd else { return Ok(c"/".to_owned()) };
-    let cwd = cwd.as_str().ok_or(Refusal::Type("cwd", "a string"))?;
-    if !cwd.starts_with('/') {
-        return Err(Refusal::RelativeCwd(cwd.to_owned()));
+    absolute(cwd.as_str().ok_or(Refusal::Type("cwd", "a string"))?.as_bytes())
+}
+
+fn absolute(cwd: &[u8]) -> Result<CString, Refusal> {
+    if !cwd.starts_with(b"/") {
+        return Err(Refusal::RelativeCwd(String::from_utf8_lossy(cwd).into_owned()));
     }
     c_string(cwd, "cwd")
 }
 
-pub(crate) fn c_string(text: &str, part: &'static str) -> Result<CString, Refusal> {
+pub(crate) fn c_string(text: impl Into<Vec<u8>>, part: &'static str) -> Result<CString, Refusal> {
     CString::new(text).map_err(|_| Refusal::Nul(part))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Command, Config, Refusal};
+    use super::{Changes, Command, Config, Refusal};
     use proptest::prelude::{any, prop, proptest};
     use std::collections::BTreeMap;
     use std::ffi::CString;
@@ -233,6 +283,35 @@ mod tests {
         assert!(disks.root.is_none() && disks.mounts.is_empty(), "an image names no disks");
         assert_eq!(merged("{}", "{}").command(false), Err(Refusal::NoCommand));
         assert_eq!(merged(r#"{"env":1}"#, image).command(false), Err(Refusal::Type("env", "an object of strings")));
+    }
+
+    #[test]
+    fn a_request_goes_over_the_configuration() {
+        let json = br#"{"cmd":["image"],"env":{"A":"1","B":"2"},"cwd":"/i","agent":true}"#;
+        let config = Config::parse(json).unwrap();
+        assert_eq!(config.command_with(&Changes::default(), false), config.command(false));
+        let changes = Changes {
+            words: vec![b"sh", b"", b"\xff"],
+            variables: vec![b"A", b"C=3=4", b"C=5=6", b"PATH", b"Z"],
+            directory: Some(b"/\xfe"),
+        };
+        let command = config.command_with(&changes, true).unwrap();
+        assert_eq!(command.argv.iter().map(|word| word.to_bytes()).collect::<Vec<_>>(), [b"sh", &b""[..], b"\xff"]);
+        assert_eq!(strings(&command.env), ["B=2", "C=5=6", "HOME=/root", "TERM=vt100"]);
+        assert_eq!((command.cwd.to_bytes(), command.path.to_bytes()), (&b"/\xfe"[..], super::DEFAULT_PATH.as_bytes()));
+        let refused = |changes: Changes<'_>| config.command_with(&changes, false).unwrap_err().to_string();
+        assert_eq!(refused(Changes { words: vec![b"a\0"], ..Changes::default() }), "cmd: contains a NUL character");
+        assert_eq!(refused(Changes { variables: vec![b"=x"], ..Changes::default() }), r#"env: not a name: "=x""#);
+        let relative = Changes { directory: Some(b"w"), ..Changes::default() };
+        assert_eq!(refused(relative), r#"cwd: not an absolute path: "w""#);
+    }
+
+    #[test]
+    fn only_this_boot_says_that_there_is_an_agent() {
+        let config = |json: &str| Config::parse(json.as_bytes()).unwrap();
+        assert_eq!(config(r#"{"agent":true}"#).agent(), Ok(true));
+        assert_eq!(config("{}").over(config(r#"{"agent":true}"#)).agent(), Ok(false));
+        assert_eq!(config(r#"{"agent":1}"#).agent(), Err(Refusal::Type("agent", "true or false")));
     }
 
     #[test]

@@ -5,6 +5,7 @@
 
 extern crate alloc;
 
+mod agent;
 mod arch;
 mod child;
 mod console;
@@ -17,6 +18,7 @@ mod root;
 mod runtime;
 mod shutdown;
 mod sys;
+mod work;
 
 use alloc::format;
 use alloc::string::String;
@@ -26,6 +28,7 @@ use core::fmt::{self, Arguments};
 use guest_init::config::{Config, Refusal};
 use guest_init::status::REFUSED;
 
+use crate::agent::points::Points;
 use crate::sys::Errno;
 
 /// Why there is no command to run: one line for the console.
@@ -46,6 +49,8 @@ extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
 
 /// The order of things; returns the exit code of the command.
 fn run() -> Result<u8, Refused> {
+    let mut points = Points::default();
+    points.add("init");
     prepare::devices()?;
     console::open_stdio()?;
     prepare::kernel()?;
@@ -58,6 +63,7 @@ fn run() -> Result<u8, Refused> {
     let net = words.net.map_err(|bad| format!("machinen.net: {bad}"))?;
     prepare::loopback()?;
     prepare::modules()?;
+    points.add("modules");
     let mut config = read_config().map_err(|(_, why)| why)?;
     let disks = config.disks().map_err(refused)?;
     if let Some(root) = &disks.root {
@@ -66,8 +72,12 @@ fn run() -> Result<u8, Refused> {
     prepare::file_systems()?;
     prepare::host_name();
     disks.mounts.iter().try_for_each(overlay::mount)?;
+    points.add("root");
     if let Some(net) = net {
         network::configure(&net)?;
+    }
+    if config.agent().map_err(refused)? {
+        return agent::serve(&config, points);
     }
     let command = config.command(words.tty).map_err(refused)?;
     if words.tty { relay::terminal(&command) } else { relay::bytes(&command) }
@@ -94,6 +104,10 @@ fn say(what: Arguments<'_>) {
 
 /// Ends the VM. What is on disks is complete then; processes that are left end before that, or with the machine.
 fn end(code: u8) -> ! {
+    if sys::own_pid() != 1 {
+        // A child of PID 1's own program that came upon something impossible.
+        sys::exit_now(code);
+    }
     shutdown::finish();
     sys::drain_stderr();
     sys::sync();

@@ -59,7 +59,11 @@ pub fn command_line() -> Result<Words, Refused> {
     Ok(cmdline::parse(&line))
 }
 
-/// Sets the wall clock when it is behind the time that the monitor gave; a paravirtual clock is right already.
+/// The wall clock may differ by so much from the time that the monitor gave. What the kernel's own clock misses of a boot is less.
+const CLOCK_TOLERANCE_S: i64 = 1;
+
+/// Sets the wall clock by the time that the monitor gave, when it is behind it or far ahead. A paravirtual clock is right already,
+/// but for emulated processors that count from another start.
 pub fn clock(words: &Words) -> Result<(), Refused> {
     let epoch = words.epoch.as_ref().map_err(|bad| format!("machinen.epoch: {bad}"))?;
     let Some(epoch) = *epoch else { return Ok(()) };
@@ -67,7 +71,9 @@ pub fn clock(words: &Words) -> Result<(), Refused> {
     let since_boot = sys::clock(libc::CLOCK_BOOTTIME).map_err(failed)?;
     let now = sys::clock(libc::CLOCK_REALTIME).map_err(failed)?;
     match epoch.checked_add(since_boot) {
-        Some(time) if now < time => sys::set_clock(time).map_err(failed),
+        Some(time) if now < time || now.seconds - time.seconds > CLOCK_TOLERANCE_S => {
+            sys::set_clock(time).map_err(failed)
+        }
         _ => Ok(()),
     }
 }

@@ -45,7 +45,8 @@ pub fn bytes(command: &Command) -> Result<u8, Refused> {
     relay.run(&signals, pid)
 }
 
-fn signals() -> Result<Fd, Refused> {
+/// The queue of all signals that PID 1 takes; they are blocked from now on.
+pub fn signals() -> Result<Fd, Refused> {
     let mut all = [libc::SIGCHLD; FORWARDED.len() + 1];
     all[1..].copy_from_slice(&FORWARDED);
     Fd::signals(&all).map_err(|errno| format!("signals: {errno}"))

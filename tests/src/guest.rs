@@ -116,7 +116,12 @@ impl Guest {
         out
     }
 
-    fn root_tar(&self) -> Vec<u8> {
+    /// Its root file system as a tar file.
+    ///
+    /// # Panics
+    /// When there is no busybox.
+    #[must_use]
+    pub fn root_tar(&self) -> Vec<u8> {
         let mut tar = tar::Builder::new(Vec::new());
         let busybox = fs::read(asset("busybox")).unwrap();
         let files = [("bin/busybox".to_owned(), 0o755, busybox)];

@@ -3,10 +3,13 @@
 //! A test file named `linux_*` needs a KVM that boots Linux, `kvm_*` one that runs guests of a few instructions; the
 //! runner takes them to where that is. All others need just the host.
 
+pub mod agent;
+pub mod cli;
 pub mod e2fs;
 pub mod guest;
 pub mod host;
 pub mod lab;
+pub mod machines;
 pub mod monitor;
 pub mod pty;
 mod run;

@@ -85,6 +85,19 @@ impl Pty {
         Ok(Modes { flags, characters: modes.c_cc[..KERNEL_CHARACTERS].to_vec() })
     }
 
+    /// The user changes the size of the window.
+    ///
+    /// # Errors
+    /// Those of ioctl(2).
+    pub fn resize(&self, rows: u16, columns: u16) -> io::Result<()> {
+        let size = libc::winsize { ws_row: rows, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        // SAFETY: the size is a live structure, which is read.
+        match unsafe { libc::ioctl(self.user.as_raw_fd(), libc::TIOCSWINSZ as _, &raw const size) } {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        }
+    }
+
     /// Makes the command the leader of a session on this terminal, with it as stdin, stdout and stderr. It dies with
     /// the thread that spawns it.
     ///

@@ -55,6 +55,9 @@ fn help_names_every_flag_with_its_variable() {
         ("--cmdline", "[MACHINEN_CMDLINE]"),
         ("-m, --memory", "[MACHINEN_MEMORY]"),
         ("--tty", "[MACHINEN_TTY]"),
+        ("--detach", "[MACHINEN_DETACH]"),
+        ("--die-with-parent", "[MACHINEN_DIE_WITH_PARENT]"),
+        ("--trace", "[MACHINEN_TRACE]"),
         ("--boot-test", "[MACHINEN_BOOT_TEST]"),
     ] {
         let (_, options) = text.split_once("Options: ").expect("a list of options");

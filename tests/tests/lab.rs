@@ -50,6 +50,15 @@ fn outputs_are_binary_and_apart_and_the_code_is_the_commands() {
 }
 
 #[test]
+fn a_terminal_is_ours() {
+    let script = "tty; read -r line; echo got $line; exit 3";
+    let run = lab().args(["--terminal", "--", "sh", "-c", script]).stdin(b"a line\n").finish();
+    let screen = String::from_utf8_lossy(&run.stdout);
+    assert_eq!(run.code(), 3, "{screen}");
+    assert!(screen.contains("/dev/ttyS1\r\n") && screen.ends_with("got a line\r\n"), "{screen}");
+}
+
+#[test]
 fn files_come_back_from_a_command_that_fails() {
     let scratch = Scratch::new("files");
     let long = "n".repeat(120);

@@ -61,6 +61,9 @@ pub struct Args {
     /// written; repeatable
     #[argh(option, arg_name = "lower:upper:path")]
     pub mount: Vec<String>,
+    /// have the guest serve the agent: what to run comes from the host, by vsock
+    #[argh(switch)]
+    pub agent: bool,
     /// leave out what matches: a path from the root; in a workspace a name anywhere, instead of the
     /// default list (.git, node_modules, target and such); repeatable
     #[argh(option)]
@@ -194,7 +197,7 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
     let cwd = args.cwd.map(plain);
     let root = args.root.map(|text| root(&plain(text)));
     let mounts = args.mount.into_iter().map(|text| mount(&plain(text))).collect::<Result<_, _>>()?;
-    let parts = Parts { cmd: words, env, cwd, root, mounts };
+    let parts = Parts { cmd: words, env, cwd, root, mounts, agent: args.agent };
     let config = Config::of_parts(parts, "flags").map_err(|e| diagnostic(e).usage())?;
     let mut modules = match args.modules.map(plain) {
         Some(dir) => crate::kernel::modules::packed(dir.as_ref())?,

@@ -1,12 +1,13 @@
 //! What every tool's `main` does: arguments to a call, its text to standard output, its failure to an exit code.
 
+use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
 use std::process::ExitCode;
 
 use argh::FromArgs;
 
 use crate::args::prepare;
-use crate::diagnostic::Diagnostic;
+use crate::diagnostic::{Diagnostic, EXIT_FAILURE, EXIT_USAGE};
 
 /// A tool's name and its codes for what happens here.
 #[derive(Clone, Copy, Debug)]
@@ -92,4 +93,62 @@ impl Tool {
             _ => ExitCode::from(said.exit),
         }
     }
+}
+
+/// `main` of a tool that runs a command in a guest: what comes after `--` is the command's, as bytes.
+///
+/// `short` are the letters of switches that may be given together, as in `-it`. Exit codes: what `run` gives; 125 for every
+/// failure that names no other.
+pub fn main_of_command<A: FromArgs>(
+    tool: Tool,
+    short: &str,
+    version: impl Fn(&A) -> bool,
+    run: impl FnOnce(A, Option<Vec<OsString>>) -> Result<Said, Diagnostic>,
+) -> ExitCode {
+    let mut own: Vec<OsString> = std::env::args_os().skip(1).collect();
+    let dashes = own.iter().position(|arg| arg == "--");
+    let command = dashes.map(|at| own.split_off(at).split_off(1));
+    // Wanted even for errors in the arguments, so it is looked for before they are parsed.
+    let json = own.iter().any(|arg| arg == "--json");
+    let report = |diagnostic: Diagnostic| {
+        let is_usual = diagnostic.exit == EXIT_FAILURE || diagnostic.exit == EXIT_USAGE;
+        let exit = if is_usual { EXIT_TOOL } else { diagnostic.exit };
+        Diagnostic { exit, ..diagnostic }.report(tool.name, json)
+    };
+    let usage = |message: String| {
+        report(Diagnostic::new(tool.usage, message).hint(format!("see {} --help; a command comes after --", tool.name)))
+    };
+    let words = match prepare(own.into_iter().flat_map(|word| apart(word, short))) {
+        Ok(words) => words,
+        Err((number, text)) => return usage(format!("argument {number}: {text}: is not UTF-8")),
+    };
+    let words: Vec<&str> = words.iter().map(String::as_str).collect();
+    let said = match A::from_args(&[tool.name], &words) {
+        Ok(args) if version(&args) => Ok(Said::from(format!("{} {}\n", tool.name, env!("CARGO_PKG_VERSION")))),
+        Ok(args) => run(args, command),
+        Err(exit) if exit.status.is_ok() => Ok(Said::from(exit.output)),
+        Err(exit) => {
+            let mut text = exit.output.split_whitespace().collect::<Vec<_>>().join(" ").replace('\0', "-");
+            if let Some(first) = text.get_mut(..1) {
+                first.make_ascii_lowercase();
+            }
+            return usage(text);
+        }
+    };
+    match said {
+        Ok(said) => tool.print(said, json),
+        Err(diagnostic) => report(diagnostic),
+    }
+}
+
+/// Exit code of a tool that runs a command, for everything that fails before the command runs.
+pub const EXIT_TOOL: u8 = 125;
+
+/// Switches given together, one by one.
+fn apart(word: OsString, short: &str) -> Vec<OsString> {
+    let letters = word.to_str().and_then(|word| word.strip_prefix('-')).unwrap_or_default();
+    if letters.len() < 2 || !letters.chars().all(|letter| short.contains(letter)) {
+        return vec![word];
+    }
+    letters.chars().map(|letter| OsString::from(format!("-{letter}"))).collect()
 }

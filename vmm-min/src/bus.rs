@@ -10,6 +10,7 @@ use crate::kick::{self, Kick};
 use crate::ram::Ram;
 use crate::sys::Ready;
 use crate::terminal::Terminal;
+use crate::trace::Trace;
 use crate::virtio::Fault;
 use crate::virtio::device::Device;
 use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
@@ -27,6 +28,9 @@ pub struct Bus {
     kick: Kick,
     terminal: Option<Terminal>,
     end_at_first_byte: bool,
+    trace: Trace,
+    /// There was output.
+    spoke: bool,
 }
 
 impl Bus {
@@ -34,12 +38,18 @@ impl Bus {
     /// stopped.
     pub fn new(ram: Ram, devices: Vec<Device>, console: Console, kick: Kick, terminal: Option<Terminal>) -> Bus {
         let devices = devices.into_iter().map(Mmio::new).collect();
-        Bus { ram, uart: Uart::default(), devices, console, kick, terminal, end_at_first_byte: false }
+        let (uart, trace) = (Uart::default(), Trace::default());
+        Bus { ram, uart, devices, console, kick, terminal, end_at_first_byte: false, trace, spoke: false }
     }
 
     /// Ends the machine at the first byte of output.
     pub fn end_at_first_byte(&mut self, on: bool) {
         self.end_at_first_byte = on;
+    }
+
+    /// Marks the first byte of output and the end of the machine.
+    pub fn trace(&mut self, trace: Trace) {
+        self.trace = trace;
     }
 
     /// A device that the guest's driver has stopped by breaking the rules; once for each device.
@@ -97,8 +107,11 @@ impl Bus {
         let waiting = !self.uart.transmitted().is_empty();
         match self.console.pump_output(&mut self.uart)? {
             Output::Closed => Ok(Step::End(End::OutputClosed)),
-            Output::Open if self.end_at_first_byte && waiting && self.uart.transmitted().is_empty() => {
-                Ok(Step::End(End::FirstByte(Instant::now())))
+            Output::Open if waiting && !self.spoke && self.uart.transmitted().is_empty() => {
+                self.spoke = true;
+                self.trace.mark("first console byte");
+                let end = End::FirstByte(Instant::now());
+                Ok(if self.end_at_first_byte { Step::End(end) } else { Step::Continue })
             }
             Output::Open => Ok(Step::Continue),
         }
@@ -123,6 +136,7 @@ impl Bus {
     /// Gives the host the rest of the output. A signal meanwhile is the end instead of `end`; when it is the end
     /// already, its sender does not wait for a reader that may have stopped.
     pub fn finish(&mut self, end: End) -> Result<End> {
+        self.trace.mark("exit");
         let step = if let End::Signal(_) = end { self.send()? } else { self.make_room(true)? };
         match step {
             Step::End(End::Signal(signal)) => Ok(End::Signal(signal)),

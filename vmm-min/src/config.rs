@@ -20,7 +20,7 @@ const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
 /// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 3] = ["MACHINEN_DTB", "MACHINEN_TRACE", "MACHINEN_CTL"];
+const NOT_YET: [&str; 2] = ["MACHINEN_DTB", "MACHINEN_CTL"];
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
@@ -69,6 +69,15 @@ struct Args {
     /// the console is a terminal session even when stdin and stdout are not terminals [MACHINEN_TTY]
     #[argh(switch)]
     tty: bool,
+    /// leave the caller's session, so that neither its terminal nor its end matters [MACHINEN_DETACH]
+    #[argh(switch)]
+    detach: bool,
+    /// end when this process, the one that starts the machine, ends [MACHINEN_DIE_WITH_PARENT]
+    #[argh(option, arg_name = "pid")]
+    die_with_parent: Option<String>,
+    /// file to which named marks of the start are added, a line of JSON each [MACHINEN_TRACE]
+    #[argh(option, arg_name = "file")]
+    trace: Option<String>,
     /// end at the guest's first output byte and report the time to it on stderr [MACHINEN_BOOT_TEST]
     #[argh(switch)]
     boot_test: bool,
@@ -107,6 +116,12 @@ pub struct Config {
     pub net: Option<NetConfig>,
     /// The console is a terminal session.
     pub tty: bool,
+    /// Leave the caller's session.
+    pub detach: bool,
+    /// End with this process, the parent.
+    pub parent: Option<u32>,
+    /// Path of the file for [`crate::trace::Trace`].
+    pub trace: Option<String>,
     /// End at the first output byte.
     pub boot_test: bool,
 }
@@ -196,6 +211,10 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let net_mac = of(args.net_mac, "MACHINEN_NET_MAC")?;
     let net_mtu = of(args.net_mtu, "MACHINEN_NET_MTU")?;
     let net = NetConfig::parse(net_socket.as_deref(), net_mac.as_deref(), net_mtu.as_deref())?;
+    let detach = args.detach || switch(env, "MACHINEN_DETACH")?;
+    let trace = of(args.trace, "MACHINEN_TRACE")?;
+    let parent = of(args.die_with_parent, "MACHINEN_DIE_WITH_PARENT")?;
+    let parent = parent.as_deref().map(process).transpose()?;
     let memory_mib = memory.as_deref().map_or_else(default_memory_mib, memory_mib)?;
     if args.print_env {
         let switch = |on: bool| on.then(|| "1".to_string());
@@ -213,6 +232,9 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("NET_MAC", net.as_ref().and_then(NetConfig::mac_to_text)),
             ("NET_MTU", net.as_ref().and_then(NetConfig::mtu_to_text)),
             ("TTY", switch(tty)),
+            ("DETACH", switch(detach)),
+            ("DIE_WITH_PARENT", parent.map(|pid| pid.to_string())),
+            ("TRACE", trace),
             ("BOOT_TEST", switch(boot_test)),
         ];
         let line = |(name, value)| Some(format!("MACHINEN_{name}={}\n", quote(&Option::<String>::clone(&value)?)));
@@ -239,6 +261,9 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         stats_file,
         net,
         tty,
+        detach,
+        parent,
+        trace,
         boot_test,
     }))
 }
@@ -287,6 +312,11 @@ fn switch(env: Env<'_>, name: &str) -> Result<bool> {
             Err(Error::usage("ENV_INVALID", format!("{name}={other}: not one of 0, 1, no, yes, false, true"), ""))
         }
     }
+}
+
+fn process(text: &str) -> Result<u32> {
+    let pid = text.parse().ok().filter(|pid| *pid > 0);
+    pid.ok_or_else(|| Error::usage("USAGE", format!("parent {text:?}: not the number of a process"), ""))
 }
 
 fn memory_mib(text: &str) -> Result<u64> {
@@ -394,6 +424,9 @@ mod tests {
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_CTL", "x")]), "NOT_SUPPORTED");
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x,in:1:x")]), "VSOCK_INVALID");
         assert_eq!(code(&["--kernel", "-", "--initrd", "-"], &[]), "USAGE");
+        for parent in ["0", "-1", "x"] {
+            assert_eq!(code(&["--kernel", "k", "--die-with-parent", parent], &[]), "USAGE", "{parent}");
+        }
     }
 
     #[test]

@@ -10,6 +10,7 @@
 //! | [`bus`] | from an access of the guest to a device and back |
 //! | [`device`] | registers (pure) and the host's side of them |
 //! | [`virtio`] | queues, transport, and the devices behind it |
+//! | [`trace`] | named marks with the time |
 //! | [`stats`] | what a VM tells about its memory |
 //! | [`socket`] | Unix sockets, wherever they come from |
 //! | [`disk`] | images and copy-on-write layers |
@@ -52,5 +53,7 @@ pub mod socket;
 pub mod stats;
 pub mod sys;
 pub mod terminal;
+#[forbid(unsafe_code)]
+pub mod trace;
 #[forbid(unsafe_code)]
 pub mod virtio;

@@ -2,7 +2,7 @@
 
 use std::io::{self, IsTerminal};
 use std::os::fd::AsFd;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::{Kvm, VmFd};
 
@@ -17,7 +17,9 @@ use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
 use crate::stats::Stats;
+use crate::sys;
 use crate::terminal::Terminal;
+use crate::trace::Trace;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
@@ -31,12 +33,18 @@ const KVM_DEVICE: &str = "/dev/kvm";
 /// The version that KVM has had since Linux 2.6.22.
 const KVM_API_VERSION: i32 = 12;
 
-/// Boots the guest that `config` describes and runs it to its end; `warn` is told what does not end it.
+/// Boots the guest that `config` describes and runs it to its end; `warn` is told what does not end it. `start` is when
+/// this program was started.
 ///
 /// The order matters: files first, because reading them may take long and signals still have their usual effect;
 /// RAM before the interrupt controller, because a slot that comes later waits for a grace period; the terminal
 /// last, because nothing after it can fail for a reason of the user's.
-pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
+pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End> {
+    take_place(config)?;
+    let trace = Trace::open(config.trace.as_deref())?;
+    if trace.is_on() {
+        trace.mark_past("vmm-min", start.elapsed());
+    }
     let ram_bytes = config.memory_mib << 20;
     let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
     let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
@@ -44,11 +52,14 @@ pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
     let mut devices = devices(config)?;
 
     let (kvm, vm) = open_kvm()?;
+    trace.mark("KVM ready");
     let ram = Ram::new(&arch::ranges(ram_bytes))?;
     ram.register(&vm)?;
     let window = arch::kernel_window(ram_bytes);
     let loaded = load_kernel(&ram, window, &kernel)?;
     let initrd = initrd.map(|initrd| load_initrd(&ram, window, loaded, &initrd)).transpose()?;
+
+    trace.mark("kernel loaded");
 
     let kick = Kick::new()?;
     if !config.vsock.is_empty() {
@@ -65,8 +76,25 @@ pub fn run(config: &Config, warn: &dyn Fn(&Error)) -> Result<End> {
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(ram, devices, console, kick, terminal);
     bus.end_at_first_byte(config.boot_test);
+    trace.mark("first instruction");
+    bus.trace(trace);
     let end = run_to_end(&vm, &mut platform, &mut bus, warn)?;
     bus.finish(end)
+}
+
+/// Takes the place among the processes that the user wants.
+fn take_place(config: &Config) -> Result<()> {
+    if config.detach {
+        sys::new_session().map_err(|cause| Error::host("HOST_SESSION", "setsid", cause))?;
+    }
+    let Some(parent) = config.parent else { return Ok(()) };
+    match sys::die_with(parent).map_err(|cause| Error::host("HOST_PARENT", "prctl(PR_SET_PDEATHSIG)", cause))? {
+        true => Ok(()),
+        false => {
+            let cause = io::ErrorKind::NotFound.into();
+            Err(Error::host("HOST_PARENT", format!("parent {parent}: it has ended, or it is another"), cause))
+        }
+    }
 }
 
 /// The loop. Errors of the guest come after its last output.

@@ -37,7 +37,7 @@ fn main() {
             }
             _ => 0,
         },
-        Ok(Request::Run(config)) => match machine::run(&config, &|error| report(error, json)) {
+        Ok(Request::Run(config)) => match machine::run(&config, start, &|error| report(error, json)) {
             Ok(End::Code(code)) => code.into(),
             Ok(End::PowerOff | End::Reset | End::OutputClosed) => 0,
             Ok(End::FirstByte(moment)) => {

@@ -35,6 +35,22 @@ pub fn is_pty_master(fd: BorrowedFd<'_>) -> bool {
     unsafe { libc::ioctl(fd.as_raw_fd(), libc::TIOCGPTN, &raw mut number) == 0 }
 }
 
+/// Makes this process the leader of a session of its own, without a terminal. Source: setsid(2).
+pub fn new_session() -> io::Result<()> {
+    // SAFETY: setsid takes nothing and returns an integer.
+    check(unsafe { libc::setsid() }).map(|_| ())
+}
+
+/// Has the kernel end this process (SIGTERM) when `parent` ends. `false`: it has ended already.
+pub fn die_with(parent: u32) -> io::Result<bool> {
+    // SAFETY: both calls take and return integers.
+    let now = unsafe {
+        check(libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGTERM))?;
+        libc::getppid()
+    };
+    Ok(u32::try_from(now) == Ok(parent))
+}
+
 /// An anonymous file in memory.
 pub fn memfd(name: &str) -> io::Result<File> {
     let name = CString::new(name)?;

@@ -177,6 +177,12 @@ pub fn create(path: &CStr) -> Result<Fd> {
     check(unsafe { libc::open(path.as_ptr(), flags, 0o644) }).map(Fd)
 }
 
+/// open(2) of a file that is made with this mode where it is missing.
+pub fn open_or_create(path: &CStr, flags: c_int, mode: u32) -> Result<Fd> {
+    // SAFETY: the path is terminated, and the mode is there as O_CREAT wants it.
+    check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CREAT | libc::O_CLOEXEC, mode) }).map(Fd)
+}
+
 fn status(file: &Fd) -> Result<libc::stat> {
     let mut status = MaybeUninit::uninit();
     // SAFETY: fstat fills the structure when it succeeds, and only then is it used.

@@ -1,7 +1,10 @@
 //! The system calls, each a safe function of a few lines.
 
+pub mod at;
 pub mod files;
 pub mod net;
+pub mod terminal;
+pub mod vsock;
 
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_int};
@@ -102,6 +105,12 @@ impl Fd {
     pub fn write(&self, bytes: &[u8]) -> Result<usize> {
         // SAFETY: pointer and length describe the live bytes.
         check_size(unsafe { libc::write(self.0, bytes.as_ptr().cast(), bytes.len()) })
+    }
+
+    /// Another descriptor for the same description.
+    pub fn copy(&self) -> Result<Fd> {
+        // SAFETY: integers in, a new descriptor out.
+        check(unsafe { libc::fcntl(self.0, libc::F_DUPFD_CLOEXEC, 3) }).map(Fd)
     }
 
     /// Bytes that a pipe holds now.
@@ -205,6 +214,17 @@ pub fn clock(id: libc::clockid_t) -> Result<Time> {
     Ok(Time { seconds: time.tv_sec, nanoseconds: u32::try_from(time.tv_nsec).unwrap_or(0) })
 }
 
+/// Milliseconds since some point before the start.
+pub fn now_ms() -> i64 {
+    clock(libc::CLOCK_MONOTONIC).map_or(i64::MAX, |time| time.seconds * 1000 + i64::from(time.nanoseconds) / 1_000_000)
+}
+
+/// A clock in nanoseconds; 0 where it does not run.
+pub fn clock_ns(id: libc::clockid_t) -> u64 {
+    let time = clock(id).map_or((0, 0), |time| (time.seconds, time.nanoseconds));
+    u64::try_from(time.0).unwrap_or(0).wrapping_mul(1_000_000_000).wrapping_add(time.1.into())
+}
+
 /// Sets the wall clock.
 pub fn set_clock(time: Time) -> Result<()> {
     let time = libc::timespec { tv_sec: time.seconds, tv_nsec: time.nanoseconds.into() };
@@ -218,6 +238,16 @@ pub fn poll<const N: usize>(wanted: [(c_int, i16); N]) -> Result<[i16; N]> {
     // SAFETY: pointer and length describe the live array.
     check(unsafe { libc::poll(set.as_mut_ptr(), N as libc::nfds_t, -1) })?;
     Ok(set.map(|entry| entry.revents))
+}
+
+/// The same for any number of descriptors; `limit_ms` is negative for no limit. A signal ends it early.
+pub fn poll_all(set: &mut [libc::pollfd], limit_ms: c_int) -> Result<()> {
+    let count = libc::nfds_t::try_from(set.len()).map_err(|_| Errno(libc::EINVAL))?;
+    // SAFETY: pointer and length describe the live slice.
+    match check(unsafe { libc::poll(set.as_mut_ptr(), count, limit_ms) }) {
+        Ok(_) | Err(Errno(libc::EINTR)) => Ok(()),
+        Err(errno) => Err(errno),
+    }
 }
 
 /// This process' number.
@@ -241,6 +271,23 @@ pub fn new_session() -> Result<()> {
         check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()))?;
         check(libc::setsid()).map(drop)
     }
+}
+
+/// A child becomes a worker: these are all its descriptors from now on, but for the standard error.
+pub fn become_worker(input: &Fd, output: &Fd, report: &Fd) -> Result<(Fd, Fd, Fd)> {
+    const REPORT: c_int = 3;
+    new_session()?;
+    set_stdio(input.0, output.0, 2)?;
+    // SAFETY: integers in. The descriptors that are closed belong to copies of what the parent has, which this process never
+    // comes to again: it only calls what ends it.
+    unsafe {
+        check(libc::dup2(report.0, REPORT))?;
+        let result = libc::syscall(libc::SYS_close_range, REPORT + 1, c_int::MAX, 0);
+        if result < 0 {
+            return Err(Errno::last());
+        }
+    }
+    Ok((Fd(0), Fd(1), Fd(REPORT)))
 }
 
 /// Makes `terminal` the controlling terminal of this session.
@@ -301,8 +348,6 @@ pub fn reap_all() -> bool {
 
 /// Tries every millisecond until `attempt` gives something; `None` when it has not after `limit_ms`.
 pub fn within<T>(limit_ms: i64, mut attempt: impl FnMut() -> Option<T>) -> Option<T> {
-    let now_ms =
-        || clock(libc::CLOCK_MONOTONIC).map_or(i64::MAX, |t| t.seconds * 1000 + i64::from(t.nanoseconds) / 1_000_000);
     let deadline_ms = now_ms().saturating_add(limit_ms);
     loop {
         if let Some(found) = attempt() {

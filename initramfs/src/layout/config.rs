@@ -21,6 +21,8 @@ pub struct Parts {
     pub root: Option<Root>,
     /// Overlays, in the order to mount them.
     pub mounts: Vec<Overlay>,
+    /// /init serves the agent, and what to run comes from there.
+    pub agent: bool,
 }
 
 /// The disk of the root file system.
@@ -53,8 +55,8 @@ impl Config {
     /// Reads a configuration; `source` names it in errors.
     ///
     /// Refused: what is not an object, a `cmd` that is not a non-empty array of strings, an `env` that is not an object
-    /// of strings under valid names, a `cwd` that is not an absolute path, a `root` or `mounts` that /init would refuse,
-    /// and NUL in any of them. Other keys pass.
+    /// of strings under valid names, a `cwd` that is not an absolute path, a `root`, `mounts` or `agent` that /init would
+    /// refuse, and NUL in any of them. Other keys pass.
     pub fn parse(bytes: &[u8], source: &str) -> Result<Self> {
         let bad = |why: String| Error::Config(source.to_string(), why);
         let value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
@@ -68,6 +70,7 @@ impl Config {
                 "cwd" => check_cwd(value),
                 "root" => check_root(value),
                 "mounts" => check_mounts(value),
+                "agent" if !value.is_boolean() => Err("agent is not true or false".to_string()),
                 _ => Ok(()),
             }
             .map_err(bad)?;
@@ -77,8 +80,11 @@ impl Config {
 
     /// A configuration from flags. Refused as in [`Config::parse`].
     pub fn of_parts(parts: Parts, source: &str) -> Result<Self> {
-        let Parts { cmd, env, cwd, root, mounts } = parts;
+        let Parts { cmd, env, cwd, root, mounts, agent } = parts;
         let mut keys = Map::new();
+        if agent {
+            keys.insert("agent".to_string(), Value::Bool(true));
+        }
         if let Some(Root { device, read_only }) = root {
             keys.insert("root".to_string(), json!({ "device": device, "ro": read_only }));
         }
@@ -114,16 +120,22 @@ impl Config {
         }
     }
 
-    /// Forgets which disks there are: a root file system that goes from machine to machine cannot know that.
+    /// Forgets which disks there are, and the agent: a root file system that goes from machine to machine cannot know that.
     pub fn without_disks(mut self) -> Self {
-        self.keys.remove("root");
-        self.keys.remove("mounts");
+        for key in ["root", "mounts", "agent"] {
+            self.keys.remove(key);
+        }
         self
     }
 
     /// Whether the root is on a disk, with a configuration of its own.
     pub fn has_root(&self) -> bool {
         self.keys.contains_key("root")
+    }
+
+    /// Whether /init serves the agent.
+    pub fn has_agent(&self) -> bool {
+        self.keys.get("agent").and_then(Value::as_bool) == Some(true)
     }
 
     /// Whether no source said anything.
@@ -254,6 +266,7 @@ mod tests {
             (r#"{"root":{}}"#, "root device has something"),
             (r#"{"root":{"device":"vda"}}"#, r#"root device "vda" is not a device"#),
             (r#"{"root":{"device":"/dev/vda","ro":1}}"#, "root ro is not"),
+            (r#"{"agent":"yes"}"#, "agent is not true or false"),
             (r#"{"mounts":{}}"#, "mounts is not an array"),
             (r#"{"mounts":[1]}"#, "mounts lower has something"),
             (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/../b"}]}"#, r#"mounts upper "/dev/../b" is not"#),
@@ -270,10 +283,10 @@ mod tests {
     fn disks_from_flags_are_written_as_init_reads_them() {
         let overlay = Overlay { lower: "/dev/vdb".into(), upper: "/dev/vdc".into(), at: "/work/".into() };
         let root = Root { device: "/dev/vda".into(), read_only: true };
-        let parts = Parts { root: Some(root), mounts: vec![overlay], ..Parts::default() };
+        let parts = Parts { root: Some(root), mounts: vec![overlay], agent: true, ..Parts::default() };
         let config = Config::of_parts(parts, "").unwrap();
-        assert!(config.has_root() && !config.has_command());
-        let file = r#"{"mounts":[{"at":"/work/","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true}}"#;
+        assert!(config.has_root() && !config.has_command() && config.has_agent());
+        let file = r#"{"agent":true,"mounts":[{"at":"/work/","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true}}"#;
         assert_eq!(config.to_file(), format!("{file}\n"));
         assert!(config.without_disks().is_empty());
     }

@@ -138,7 +138,7 @@ pub fn build(spec: &Spec) -> Result<(Tree, Plan)> {
         let why = "a root disk takes the place of all files here; use the layout minimal or tiny with it";
         return Err(Error::Usage(why.to_string()));
     }
-    if !config.is_empty() && !config.has_command() && !config.has_root() {
+    if !config.is_empty() && !config.has_command() && !config.has_root() && !config.has_agent() {
         return Err(Error::Config(
             "flags and files together".to_string(),
             "there is no cmd; give one with --cmd".to_string(),

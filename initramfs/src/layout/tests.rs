@@ -408,6 +408,14 @@ fn a_configuration_without_command_is_refused() {
 }
 
 #[test]
+fn an_agent_needs_no_command() {
+    let scratch = Scratch::new();
+    let mut spec = scratch.spec(Layout::Minimal);
+    spec.config = Config::of_parts(Parts { agent: true, ..Parts::default() }, "").unwrap();
+    assert_eq!(items(&bytes(&spec).unwrap())[CONFIG_NAME].data, b"{\"agent\":true}\n");
+}
+
+#[test]
 fn a_root_disk_needs_no_command_and_no_files() {
     let scratch = Scratch::new();
     let root = |read_only| {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use machinen_tests::lab::{Error, Job, Lab};
+use machinen_tests::lab::{self, Error, Job, Lab};
 
 const USAGE: &str = "\
 usage: machinen-lab run [OPTION]... [--] COMMAND [ARG]...
@@ -18,9 +18,11 @@ Runs the command as root in the lab, a machine with a real /dev/kvm, without std
 are the command's; 125 when the lab failed. make lab makes the lab.
 
   --file HOST:GUEST  bring a file or directory into the lab
+  --program NAME     bring a program of this host, with the libraries that it needs
   --out GUEST:HOST   bring one back when the command has ended, in whatever way
   --env NAME=VALUE   add to the environment, which is empty but for PATH and HOME
   --limit SECONDS    kill the lab after that time, boot included (default 300)
+  --terminal         give it a terminal, which is stdin and stdout
   --counting         its clock counts instructions, a nanosecond each: times that repeat
   --memory MIB       memory of the lab, files included (default 3072)
 ";
@@ -74,6 +76,10 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
                 job.counting = true;
                 continue;
             }
+            "--terminal" => {
+                job.terminal = true;
+                continue;
+            }
             _ => {}
         }
         let value = args.next().ok_or(format!("{option} needs a value"))?;
@@ -81,6 +87,10 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
             || value.to_str().and_then(|word| word.parse::<u32>().ok()).ok_or(format!("{option} needs a number"));
         match option.as_str() {
             "--file" => job.files.push(paths(&option, &value)?),
+            "--program" => {
+                let name = value.to_str().unwrap_or_default();
+                job.files.extend(lab::program::files(name).ok_or_else(|| format!("no program {name} is installed"))?);
+            }
             "--out" => job.wanted.push(paths(&option, &value)?),
             "--env" => job.env.push(split(&value, b'=').ok_or("--env needs NAME=VALUE")?),
             "--limit" => job.limit = Duration::from_secs(number()?.into()),

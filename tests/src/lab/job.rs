@@ -7,7 +7,11 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::Error;
+use super::{Error, terminal};
+
+/// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the command
+/// gets one over it, with the same files.
+const MOVE_ROOT: &[u8] = b"mkdir -p /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; ";
 
 /// One command to run in the lab, as root, without stdin, in `/`.
 #[derive(Clone, Debug)]
@@ -25,6 +29,8 @@ pub struct Job {
     pub memory_mib: u32,
     /// Its clock counts instructions: one is a nanosecond. Slower, but a time is the same whatever else the host does.
     pub counting: bool,
+    /// The command gets a terminal, which is this process's stdin and stdout.
+    pub terminal: bool,
     /// The machine, its boot included, is killed when it takes longer.
     pub limit: Duration,
 }
@@ -48,6 +54,7 @@ impl Job {
             wanted: Vec::new(),
             memory_mib: 3072,
             counting: false,
+            terminal: false,
             limit: Duration::from_mins(5),
         }
     }
@@ -91,7 +98,12 @@ impl Job {
 
     /// The shell script that becomes the command.
     fn run_script(&self) -> Vec<u8> {
-        let mut script = b"exec env -i PATH=/bin HOME=/root".to_vec();
+        let mut script = MOVE_ROOT.to_vec();
+        if self.terminal {
+            // The shell leads a session without a terminal: the first that it opens becomes its own.
+            script.extend(terminal::script());
+        }
+        script.extend_from_slice(b"exec chroot . env -i PATH=/bin HOME=/root");
         for (name, value) in &self.env {
             quote(&mut script, &[name.as_bytes(), b"=", value.as_bytes()].concat());
         }
@@ -167,6 +179,10 @@ mod tests {
         let mut job = Job::new(["echo", "it's", "$HOME `x` \"\\\n"]);
         job.env.push(("A B".into(), "c'd".into()));
         let script = String::from_utf8(job.run_script()).unwrap();
-        assert_eq!(script, "exec env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n");
+        let command = &script[script.find("exec").unwrap()..];
+        assert_eq!(
+            command,
+            "exec chroot . env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n"
+        );
     }
 }

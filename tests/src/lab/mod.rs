@@ -7,7 +7,9 @@
 
 mod error;
 mod job;
+pub mod program;
 mod stream;
+mod terminal;
 
 use std::ffi::OsString;
 use std::fs::{self, File, OpenOptions};
@@ -21,6 +23,7 @@ use std::time::{Duration, Instant};
 pub use error::Error;
 pub use job::{Job, Outcome};
 use stream::Marked;
+use terminal::Terminal;
 
 use crate::{cache_dir, host, sys};
 
@@ -74,10 +77,12 @@ impl Lab {
         let mark = job::mark().map_err(Error::host("read", Path::new("/dev/urandom")))?;
         let disk = anonymous_file()?;
         job.write_disk(&disk, &mark)?;
-        let mut machine = Machine::start(&self.dir, job, &disk)?;
+        let (terminal, line) = if job.terminal { Some(Terminal::open()?).unzip() } else { (None, None) };
+        let mut machine = Machine::start(&self.dir, job, &disk, line)?;
         let mut files = anonymous_file()?;
         let code = machine.serve(deadline, &mark, [stdout, stderr, &mut files]);
         machine.stop();
+        drop(terminal);
         let code = code.map_err(|end| end.into_error(job.limit, machine.log_tail()))?;
         files.seek(SeekFrom::Start(0)).map_err(Error::host("seek", Path::new("files")))?;
         Ok(Outcome { code, missing: job.unpack(files)? })
@@ -117,7 +122,7 @@ impl End {
 }
 
 impl Machine {
-    fn start(dir: &Path, job: &Job, disk: &File) -> Result<Self, Error> {
+    fn start(dir: &Path, job: &Job, disk: &File, line: Option<UnixStream>) -> Result<Self, Error> {
         let host = Error::host("start", Path::new(QEMU));
         let (ours, theirs) = (|| {
             let [a, b, c, d] = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
@@ -137,6 +142,9 @@ impl Machine {
         command.args(["-m", &job.memory_mib.to_string(), "-append", CMDLINE]);
         command.arg("-kernel").arg(dir.join("vmlinux")).arg("-initrd").arg(dir.join("lab.cpio"));
         command.args(["-chardev", "file,id=log,append=on,path=/proc/self/fd/1", "-serial", "chardev:log"]);
+        if let Some(line) = &line {
+            command.args(["-chardev", &format!("socket,id=line,fd={}", line.as_raw_fd()), "-serial", "chardev:line"]);
+        }
         let disk_path = format!("/proc/self/fd/{}", disk.as_raw_fd());
         command.args(["-drive", &format!("if=none,id=job,format=raw,read-only=on,file={disk_path}")]);
         command.args(["-device", "virtio-blk-pci,drive=job", "-device", "virtio-serial-pci"]);
@@ -145,7 +153,12 @@ impl Machine {
             command.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
         }
         command.stdin(Stdio::null()).stdout(stdout).stderr(stderr);
-        let inherited = theirs.iter().map(AsRawFd::as_raw_fd).chain([disk.as_raw_fd()]).collect();
+        let inherited = theirs
+            .iter()
+            .map(AsRawFd::as_raw_fd)
+            .chain([disk.as_raw_fd()])
+            .chain(line.as_ref().map(AsRawFd::as_raw_fd))
+            .collect();
         sys::confine(&mut command, inherited);
         let qemu = command.spawn().map_err(|error| match error.kind() {
             io::ErrorKind::NotFound => Error::NoQemu { program: QEMU },

@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::discover::Executable;
 use super::execute::{Setting, execute};
 use super::record::{Line, Record, Test, Verdict};
-use crate::lab::{Job, Lab};
+use crate::lab::{Job, Lab, program};
 
 /// Where things are in the lab. `/tmp` is the large file system.
 const RUNNER: &str = "/tmp/lab/machinen-test";
@@ -26,6 +26,16 @@ const BINS: &[&str] = &[
     "machinen-rootfs-img",
     "machinen-mountdisk",
     "machinen-net",
+    "machinen-run",
+    "machinen-exec",
+    "machinen-attach",
+    "machinen-cp",
+    "machinen-stop",
+    "machinen-ls",
+    "machinen-gc",
+    "machinen-logs",
+    "machinen-mem",
+    "machinen",
     "machinen-probe",
     "machinen-traffic",
     "machinen-vsock-peer",
@@ -33,18 +43,10 @@ const BINS: &[&str] = &[
 const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", ROOTFS];
 
-/// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the runner
-/// gets one over it, with the same files.
-const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; exec chroot . \"$@\"";
-
-/// What is not static, with what it is linked to: file of the host, and of the lab.
-const DYNAMIC: [(&str, &str); 4] = [
-    ("/usr/bin/passt", "/bin/passt"),
-    // The same for processors with AVX2, started by the former.
-    ("/usr/bin/passt.avx2", "/bin/passt.avx2"),
-    ("/lib64/ld-linux-x86-64.so.2", "/lib64/ld-linux-x86-64.so.2"),
-    ("/lib/x86_64-linux-gnu/libc.so.6", "/lib/x86_64-linux-gnu/libc.so.6"),
-];
+/// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
+const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
+/// What tmux reads: of the terminal that it is itself, and of its characters.
+const TMUX_FILES: [&str; 2] = ["/lib/terminfo/s/screen", "/usr/lib/locale/C.utf8/LC_CTYPE"];
 
 /// The lab's memory holds all files and the guests; the host gives only what is touched.
 const MEMORY_MIB: u32 = 6144;
@@ -93,7 +95,7 @@ fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
 
 /// The lab's job, and the file on the host that holds its plan.
 fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -> Result<(Job, PathBuf), String> {
-    let mut job = Job::new(["sh", "-ec", MOVE_ROOT, "sh", RUNNER, "--inside", PLAN]);
+    let mut job = Job::new([RUNNER, "--inside", PLAN]);
     job.memory_mib = MEMORY_MIB;
     // Each test has its own limit inside; this one is for a lab that hangs.
     job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
@@ -115,11 +117,8 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
     }
-    for (from, to) in DYNAMIC.iter().filter(|(from, _)| Path::new(from).exists()) {
-        // By what it leads to: a link would not be a file there.
-        let from = fs::canonicalize(from).map_err(|error| format!("cannot find {from}: {error}"))?;
-        job.files.push((from, to.into()));
-    }
+    job.files.extend(TMUX_FILES.iter().filter(|file| Path::new(file).exists()).map(|file| (file.into(), file.into())));
+    job.files.extend(PROGRAMS.into_iter().filter_map(program::files).flatten());
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
     let text =
         json!({"limit_ms": u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX), "executables": entries});

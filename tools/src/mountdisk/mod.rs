@@ -157,6 +157,38 @@ fn disks(args: Args) -> Result<String> {
     Ok(format!("{value}\n"))
 }
 
+/// Makes or finds the read-only image of a directory; gives its path.
+///
+/// # Errors
+/// `MOUNTDISK_…`, as the program's help lists them.
+pub fn lower_of(dir: &Path, phases: &mut Phases) -> std::result::Result<PathBuf, Diagnostic> {
+    let mut find = || {
+        let store = Store::open("mountdisk", "squashfs", FORMAT)?;
+        let dir = fs::canonicalize(dir).map_err(|e| Fault::host("open", dir, e))?;
+        if !dir.is_dir() {
+            return Err(Fault::host("open", &dir, rustix::io::Errno::NOTDIR));
+        }
+        let (key, _) = Lower { dir: &dir, store: &store, mksquashfs: None }.make(phases)?;
+        Ok(store.path(&key))
+    };
+    find().map_err(|fault: Fault| fault.diagnostic(&CODES))
+}
+
+/// An empty file system for what guests write, of the usual size, in memory: whoever uses it puts what is written elsewhere.
+///
+/// # Errors
+/// `MOUNTDISK_HOST`.
+pub fn empty_upper() -> std::result::Result<fs::File, Diagnostic> {
+    let make = || {
+        let failed = |e: std::io::Error| Fault::host("make", "upper".as_ref(), e);
+        let file = rustix::fs::memfd_create("machinen-upper", rustix::fs::MemfdFlags::CLOEXEC);
+        let file = fs::File::from(file.map_err(|e| failed(e.into()))?);
+        ext4::write_empty(&file, UPPER_BYTES, random_uuid().map_err(failed)?)?;
+        Ok(file)
+    };
+    make().map_err(|fault: Fault| fault.diagnostic(&CODES))
+}
+
 /// The read-only half.
 struct Lower<'a> {
     dir: &'a Path,

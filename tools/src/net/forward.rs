@@ -52,6 +52,12 @@ impl Forward {
         Ok(Forward { ip, host: host.ok_or_else(number)?, guest: guest.ok_or_else(number)?, protocol })
     }
 
+    /// Whether both want the same port of the host.
+    pub fn clashes(self, other: Forward) -> bool {
+        let any = self.ip.is_unspecified() || other.ip.is_unspecified();
+        (self.host, self.protocol) == (other.host, other.protocol) && (any || self.ip == other.ip)
+    }
+
     /// The form of passt's options -t and -u.
     pub fn to_passt(self) -> String {
         format!("{}/{}:{}", self.ip, self.host, self.guest)
@@ -112,6 +118,9 @@ mod tests {
         assert_eq!(Forward::parse("8080:80").unwrap(), of(local, 8080, 80, Protocol::Tcp));
         assert_eq!(Forward::parse("53:5353/udp").unwrap(), of(local, 53, 5353, Protocol::Udp));
         assert_eq!(Forward::parse("0.0.0.0:1:65535/tcp").unwrap(), of([0; 4], 1, 65535, Protocol::Tcp));
+        let clash = |one, other| Forward::parse(one).unwrap().clashes(Forward::parse(other).unwrap());
+        assert!(clash("80:1", "80:2") && clash("0.0.0.0:80:1", "80:1"));
+        assert!(!clash("80:1", "80:1/udp") && !clash("127.0.0.2:80:1", "80:1") && !clash("80:1", "81:1"));
         for bad in [
             "",
             "80",

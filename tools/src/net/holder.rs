@@ -9,7 +9,8 @@ use super::forward::{Forward, Protocol};
 /// A process.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Holder {
-    pid: u32,
+    /// Its number.
+    pub pid: u32,
     command: String,
 }
 

@@ -104,8 +104,11 @@ fn hand_over(args: &Args, path: &str, next: &mut Command) -> Result<(), Diagnost
     Ok(())
 }
 
-/// Starts passt and tells `next` of it.
-fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::UnixStream, Diagnostic> {
+/// Starts passt and tells `next` of it. The socket that is returned has to stay open until `next` runs.
+///
+/// # Errors
+/// `NET_…`.
+pub fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::UnixStream, Diagnostic> {
     let address = Address::parse(args.address.as_deref().unwrap_or(passt::ADDRESS))?;
     let forwards = args.publish.iter().map(|text| Forward::parse(text)).collect::<Result<Vec<_>, _>>()?;
     forward::check(&forwards)?;
@@ -116,6 +119,22 @@ fn start(args: &Args, next: &mut Command) -> Result<std::os::unix::net::UnixStre
     next.env("MACHINEN_NET_MTU", passt::MTU.to_string());
     add_word(next, &address);
     Ok(socket)
+}
+
+/// The passt that forwards these ports, once it is started.
+pub fn helper(publish: &[String]) -> Option<u32> {
+    publish.iter().find_map(|text| Some(holder::of(Forward::parse(text).ok()?)?.pid))
+}
+
+/// A port of `ours` that `theirs`, which work, have already.
+///
+/// # Errors
+/// `NET_USAGE` for what is no port.
+pub fn clash(ours: &[String], theirs: &[String]) -> Result<Option<String>, Diagnostic> {
+    let theirs: Vec<Forward> = theirs.iter().filter_map(|text| Forward::parse(text).ok()).collect();
+    let ours = ours.iter().map(|text| Forward::parse(text)).collect::<Result<Vec<_>, _>>()?;
+    let taken = |own: &&Forward| theirs.iter().any(|other| other.clashes(**own));
+    Ok(ours.iter().find(taken).map(Forward::to_string))
 }
 
 fn add_word(next: &mut Command, address: &Address) {

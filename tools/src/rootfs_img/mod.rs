@@ -121,50 +121,8 @@ fn image(args: Args) -> Result<String> {
     let e2fsck = args.e2fsck.map(plain).map(PathBuf::from);
     let mut phases = Phases::new(TOOL.name, args.verbose);
     let store = Store::open("rootfs", "img", FORMAT)?;
-    let source = Opened::new(&word, &store)?;
-    let named = source.name(&store, &mut phases)?;
-    let builder = Builder { source: &source, store: &store, size, e2fsck: e2fsck.as_deref() };
-    let (key, built) = match &named.key {
-        Some(key) => (key.clone(), None),
-        None if named.known => {
-            let hash = source.hash(|done, total| phases.progress("hashing", done, total))?;
-            phases.end("hash");
-            (hex(&hash), None)
-        }
-        // Never seen, so most likely new: made on one processor while the other one finds its name.
-        None => std::thread::scope(|scope| {
-            let hash = scope.spawn(|| source.hash(|_, _| ()));
-            let built = builder.build(&mut phases);
-            let hash = hash.join().unwrap_or_else(|_| Err(changed(&word)))?;
-            phases.end("hash");
-            Ok((hex(&hash), Some(built?)))
-        })?,
-    };
-
-    let mut cached = is_good(&store, &key);
-    if !(cached && big_enough(&store, &key, size)) {
-        let _lock = store.lock(&key)?;
-        phases.end("lock");
-        // Another builder may have been faster.
-        cached = is_good(&store, &key);
-        if !cached {
-            let built = match built {
-                Some(built) => built,
-                None => builder.build(&mut phases)?,
-            };
-            source.unchanged(&named, &store)?;
-            store.commit(&key, built.image, built.least_bytes, &[("config.json", built.config.as_deref())])?;
-            phases.end("commit");
-        } else if !big_enough(&store, &key, size) {
-            store.grow(&key, size.unwrap_or_else(|| store.least_bytes(&key)))?;
-            phases.end("grow");
-        }
-    }
-    let key = &key;
-    if let Some(identity) = named.identity.filter(|_| named.settled && named.key.is_none()) {
-        store.remember(identity.slot(), identity.fingerprint(), key);
-    }
-    let path = store.path(key);
+    let (key, cached) = make(&word, &store, size, e2fsck.as_deref(), &mut phases)?;
+    let (key, path) = (&key, store.path(&key));
     if !args.json {
         return Ok(format!("{}\n", path.display()));
     }
@@ -175,6 +133,72 @@ fn image(args: Args) -> Result<String> {
         "bytes": store.intact_bytes(key), "cached": cached, "phases": list, "total_ms": total_ms,
     });
     Ok(format!("{value}\n"))
+}
+
+/// Makes or finds the image of a source, as the program takes it; gives its path.
+///
+/// # Errors
+/// `ROOTFS_IMG_…`, as the program's help lists them.
+pub fn image_of(word: &str, phases: &mut Phases) -> std::result::Result<PathBuf, Diagnostic> {
+    let mut find = || {
+        let store = Store::open("rootfs", "img", FORMAT)?;
+        let (key, _) = make(word, &store, None, None, phases)?;
+        Ok(store.path(&key))
+    };
+    find().map_err(|fault: Fault| fault.diagnostic(&CODES))
+}
+
+/// The key of the image, and whether it was there.
+fn make(
+    word: &str,
+    store: &Store,
+    size: Option<u64>,
+    e2fsck: Option<&Path>,
+    phases: &mut Phases,
+) -> Result<(String, bool)> {
+    let source = Opened::new(word, store)?;
+    let named = source.name(store, phases)?;
+    let builder = Builder { source: &source, store, size, e2fsck };
+    let (key, built) = match &named.key {
+        Some(key) => (key.clone(), None),
+        None if named.known => {
+            let hash = source.hash(|done, total| phases.progress("hashing", done, total))?;
+            phases.end("hash");
+            (hex(&hash), None)
+        }
+        // Never seen, so most likely new: made on one processor while the other one finds its name.
+        None => std::thread::scope(|scope| {
+            let hash = scope.spawn(|| source.hash(|_, _| ()));
+            let built = builder.build(phases);
+            let hash = hash.join().unwrap_or_else(|_| Err(changed(word)))?;
+            phases.end("hash");
+            Ok((hex(&hash), Some(built?)))
+        })?,
+    };
+
+    let mut cached = is_good(store, &key);
+    if !(cached && big_enough(store, &key, size)) {
+        let _lock = store.lock(&key)?;
+        phases.end("lock");
+        // Another builder may have been faster.
+        cached = is_good(store, &key);
+        if !cached {
+            let built = match built {
+                Some(built) => built,
+                None => builder.build(phases)?,
+            };
+            source.unchanged(&named, store)?;
+            store.commit(&key, built.image, built.least_bytes, &[("config.json", built.config.as_deref())])?;
+            phases.end("commit");
+        } else if !big_enough(store, &key, size) {
+            store.grow(&key, size.unwrap_or_else(|| store.least_bytes(&key)))?;
+            phases.end("grow");
+        }
+    }
+    if let Some(identity) = named.identity.filter(|_| named.settled && named.key.is_none()) {
+        store.remember(identity.slot(), identity.fingerprint(), &key);
+    }
+    Ok((key, cached))
 }
 
 fn big_enough(store: &Store, key: &str, size: Option<u64>) -> bool {

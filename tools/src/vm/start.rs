@@ -1,0 +1,480 @@
+//! Starting a machine: its directory, its disks, its initramfs, its monitor, until its guest is ready for a command.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::net::UnixListener;
+use std::os::unix::process::CommandExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use machinen_abi::AGENT_PORT;
+use machinen_abi::body::Mark;
+use machinen_abi::frame::Kind;
+use machinen_initramfs::layout::config::Config;
+use machinen_initramfs::layout::{self, Layout, Spec};
+use machinen_initramfs::output::Output;
+use machinen_initramfs::pack::pack;
+use rustix::event::{PollFd, PollFlags, Timespec, poll};
+use rustix::fs::{MemfdFlags, memfd_create};
+use rustix::process::{Pid, PidfdFlags, pidfd_open};
+use serde_json::json;
+
+use super::options::BootOptions;
+use super::resolve::{Kernel, resolve_image, resolve_kernel, resolve_vmm};
+use crate::agent::relay::now_ns;
+use crate::agent::signals::Signals;
+use crate::agent::wire::{Wire, protocol};
+use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal};
+use crate::error::{Error, Result};
+use crate::phases::Phases;
+use crate::registry::{Claim, Entry, Process, Registry};
+use crate::{assets, kernel, mountdisk, net};
+
+/// The console of the guest, and what the monitor says.
+pub const BOOT_LOG: &str = "boot.log";
+/// Marks of the monitor.
+const TRACE: &str = "trace";
+/// Most bytes of the boot log that a message has.
+const TAIL_BYTES: u64 = 2048;
+
+/// What the monitor takes from its environment and this tool decides.
+const DECIDED: [&str; 16] = [
+    "KERNEL",
+    "INITRD",
+    "MEMORY",
+    "ROOTDISK",
+    "DISK",
+    "VSOCK",
+    "STATS_FILE",
+    "NET_SOCKET",
+    "NET_MTU",
+    "TTY",
+    "DETACH",
+    "DIE_WITH_PARENT",
+    "TRACE",
+    "BOOT_TEST",
+    "CTL",
+    "DTB",
+];
+
+/// In an entry: the main command has a terminal.
+pub(crate) const TERMINAL: &str = "terminal";
+
+/// A machine whose guest waits for its main command.
+#[derive(Debug)]
+pub(crate) struct Started {
+    pub child: Child,
+    /// The monitor's pidfd.
+    pub monitor: OwnedFd,
+    /// The stream of the main command, `ready`.
+    pub main: Wire,
+    /// Points of time in ns since 1970.
+    pub marks: Vec<(u64, String)>,
+}
+
+/// What became of a start.
+#[derive(Debug)]
+pub(crate) enum Outcome {
+    /// The machine is there.
+    Started(Claim, Box<Started>),
+    /// This process was told to end.
+    Signal(i32),
+    /// The time was over.
+    Limit,
+}
+
+/// The same, within a directory.
+enum Step {
+    Started(Box<Started>),
+    Signal(i32),
+    Limit,
+}
+
+/// What a machine is made of, all of it anonymous or in the cache: whoever ends here leaves nothing behind.
+#[derive(Debug)]
+pub(crate) struct Prepared<'a> {
+    options: &'a BootOptions,
+    vmm: PathBuf,
+    kernel: Kernel,
+    disk: PathBuf,
+    mounts: Vec<Mounted>,
+    initrd: File,
+    marks: Vec<(u64, String)>,
+}
+
+/// Finds and makes what a machine is made of.
+pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
+    let mut marks = vec![(now_ns(), "tool".to_string())];
+    let image = options.image.as_deref().ok_or_else(no_image)?;
+    let vmm = resolve_vmm(options.vmm.as_deref())?;
+    let kernel = resolve_kernel(options.kernel.as_deref(), options.modules.as_deref())?;
+    let init = assets::find_init(options.init.as_deref()).map_err(|tried| {
+        Error::new("BOOT_INIT_MISSING", format!("find /init for the guest: tried {}", tried.join(", ")))
+            .hint("put init beside this program, or set MACHINEN_INIT to its path")
+    })?;
+    let disk = resolve_image(image, options.verbose)?;
+    marks.push((now_ns(), "image ready".into()));
+    let mounts = mounts(options)?;
+    let initrd = initramfs(init, &kernel, options)?;
+    Ok(Prepared { options, vmm, kernel, disk, mounts, initrd, marks })
+}
+
+impl Prepared<'_> {
+    /// Starts the machine, until its guest asks for its command. SIGINT and its like end the start where `signals` are given.
+    pub(crate) fn start(self, signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Outcome> {
+        let keep = self.options.keep;
+        let registry = Registry::open()?;
+        ports_are_free(&registry, &self.options.publish)?;
+        let claim = registry.create(self.options.name.as_deref())?;
+        let started = self.start_in(&claim, signals, limit);
+        if let Ok(Step::Started(started)) = started {
+            return Ok(Outcome::Started(claim, started));
+        }
+        if keep {
+            // Without its lock it is dead, and its directory is gc's.
+            drop(claim.keep());
+        }
+        match started? {
+            Step::Limit => Ok(Outcome::Limit),
+            Step::Signal(signal) => Ok(Outcome::Signal(signal)),
+            Step::Started(_) => Err(protocol("two starts")),
+        }
+    }
+
+    fn start_in(self, claim: &Claim, signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Step> {
+        let listener = claim.socket(MAIN_SOCKET).and_then(UnixListener::bind).map_err(|cause| {
+            Error::host("BOOT_DIRECTORY", format!("make a socket in {}", claim.dir.display()), cause)
+        })?;
+        let mut marks = self.marks.clone();
+        let mut running = self.spawn(claim)?;
+        marks.push((now_ns(), "monitor started".into()));
+        let mut entry = self.entry();
+        // Its helpers are started by now.
+        let helper = net::helper(&self.options.publish).and_then(Process::of);
+        entry.helpers.extend(helper);
+        let monitor = running.identify(&mut entry)?;
+        claim.write(&entry)?;
+        match running.wait(&listener, &monitor, signals, limit)? {
+            Waited::Connected => {}
+            Waited::Signal(signal) => return Ok(Step::Signal(signal)),
+            Waited::Limit => return Ok(Step::Limit),
+        }
+        let accepted = listener.accept();
+        let (stream, _) =
+            accepted.map_err(|cause| Error::host("BOOT_DIRECTORY", "accept the guest's connection", cause))?;
+        let mut main = Wire::new(stream)?;
+        match ready(&mut main, &mut marks, limit)? {
+            Ready::Yes => {}
+            Ready::Ended => return Err(running.died()),
+            Ready::Limit => return Ok(Step::Limit),
+        }
+        marks.push((now_ns(), "guest ready".into()));
+        let child = running.child.take().ok_or_else(|| protocol("no monitor"))?;
+        Ok(Step::Started(Box::new(Started { child, monitor, main, marks })))
+    }
+
+    fn spawn<'a>(&self, claim: &'a Claim) -> Result<Running<'a>> {
+        let mut command = Command::new(&self.vmm);
+        for name in DECIDED {
+            command.env_remove(format!("MACHINEN_{name}"));
+        }
+        self.arguments(&mut command)?;
+        streams(&mut command, &claim.dir)?;
+        let publish = &self.options.publish;
+        // Held until the monitor has it.
+        let network = if publish.is_empty() { None } else { Some(network(publish, &mut command)?) };
+        let child = claim.lend(|| command.spawn()).map_err(|cause| {
+            Error::host("BOOT_VMM_MISSING", format!("execute {}", self.vmm.display()), cause)
+                .hint("put vmm-min beside this program, or set MACHINEN_VMM to its path")
+        })?;
+        drop(network);
+        Ok(Running { child: Some(child), dir: &claim.dir })
+    }
+
+    fn entry(&self) -> Entry {
+        let options = self.options;
+        let mut entry = Entry::new();
+        entry.image = options.image.clone().unwrap_or_default();
+        entry.kernel = self.kernel.path.display().to_string();
+        entry.memory_mib = options.memory();
+        entry.ports = options.publish.clone();
+        entry.mounts = options.mounts.iter().map(|(host, guest)| format!("{}:{guest}", host.display())).collect();
+        entry.detached = options.command.detached;
+        entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
+        entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
+        entry
+    }
+
+    /// What the monitor is told.
+    fn arguments(&self, command: &mut Command) -> Result<()> {
+        // The monitor opens them while this process waits for it.
+        let own = |file: &File| format!("/proc/{}/fd/{}", std::process::id(), file.as_raw_fd());
+        if self.disk.to_str().is_none_or(|path| path.contains(',')) {
+            let message = format!("disk {}: its path has a comma, or is not UTF-8", self.disk.display());
+            return Err(Error::new("BOOT_IMAGE_PATH", message).hint("give it another name, or set MACHINEN_CACHE_DIR"));
+        }
+        command.arg("--kernel").arg(&self.kernel.path).arg("--initrd").arg(own(&self.initrd));
+        command.arg("--memory").arg(self.options.memory().to_string());
+        // Told in full: a path that ends in :rw is not one to write to.
+        command.arg("--root-disk").arg(format!("{}:cow", self.disk.display()));
+        for mounted in &self.mounts {
+            command.arg("--disk").arg(format!("{}:ro", mounted.lower.display()));
+            command.arg("--disk").arg(format!("{}:cow", own(&mounted.upper)));
+        }
+        // Relative: the monitor works in the machine's directory, whose path may hold anything.
+        command.arg("--vsock").arg(format!("in:{AGENT_PORT}:{AGENT_SOCKET}"));
+        command.arg("--vsock").arg(format!("out:{}:{MAIN_SOCKET}", machinen_abi::MAIN_PORT));
+        command.args(["--stats-file", "stats"]);
+        if self.options.trace {
+            command.args(["--trace", TRACE]);
+        }
+        if self.options.command.detached {
+            command.arg("--detach");
+        } else {
+            // Ctrl-C is for this tool, which passes it on.
+            command.process_group(0);
+            if !self.options.outlives_parent {
+                command.arg("--die-with-parent").arg(std::process::id().to_string());
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a port that a machine has, by its name; others who may have it are seen when it is forwarded.
+fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
+    if publish.is_empty() {
+        return Ok(());
+    }
+    for vm in registry.list()?.iter().filter(|vm| vm.is_alive()) {
+        if let Some(port) = net::clash(publish, &vm.entry.ports)? {
+            let name = vm.label();
+            return Err(Error::new("NET_PORT_TAKEN", format!("port {port}: machine {name} has it"))
+                .hint(format!("take another port of the host, or: machinen stop {name}")));
+        }
+    }
+    Ok(())
+}
+
+/// What a guest said first.
+enum Ready {
+    Yes,
+    Ended,
+    Limit,
+}
+
+/// Waits until the guest asks for its command.
+fn ready(main: &mut Wire, marks: &mut Vec<(u64, String)>, limit: Option<Instant>) -> Result<Ready> {
+    loop {
+        match main.receive(limit)? {
+            Some((Kind::Mark, payload)) => {
+                let mark = Mark::parse(&payload).ok_or_else(|| protocol("a mark that makes no sense"))?;
+                marks.push((mark.time_ns, mark.name.to_owned()));
+            }
+            Some((Kind::Ready, payload)) if payload == machinen_abi::VERSION.to_le_bytes() => return Ok(Ready::Yes),
+            Some((Kind::Ready, _)) => {
+                return Err(Error::new("EXEC_VERSION", "the guest's /init speaks another version of the protocol")
+                    .hint("take /init and this tool from the same build"));
+            }
+            Some((Kind::Failed, payload)) => return Err(Refusal::parse(&payload)?.error()),
+            Some(_) => return Err(protocol("a frame that has no place before the first")),
+            None if main.is_over() => return Ok(Ready::Ended),
+            None => return Ok(Ready::Limit),
+        }
+    }
+}
+
+/// First use: what to type.
+fn no_image() -> Error {
+    Error::new("BOOT_IMAGE_MISSING", "no image is given").hint(
+        "machinen run IMAGE [-- COMMAND...]; IMAGE is a tar file, a directory or an ext4 image, as of: \
+        mmdebstrap --variant=minbase stable debian.tar, or docker export CONTAINER >image.tar",
+    )
+}
+
+/// A directory of the host for the guest: the squashfs image of it, and an empty file system for what is written.
+#[derive(Debug)]
+struct Mounted {
+    lower: PathBuf,
+    upper: File,
+}
+
+fn mounts(options: &BootOptions) -> Result<Vec<Mounted>> {
+    let mut phases = Phases::new("machinen-run", options.verbose);
+    let make = |(host, _): &(PathBuf, String)| {
+        Ok(Mounted { lower: mountdisk::lower_of(host, &mut phases)?, upper: mountdisk::empty_upper()? })
+    };
+    options.mounts.iter().map(make).collect()
+}
+
+/// The initramfs: /init, modules, and which disks there are.
+fn initramfs(init: PathBuf, kernel: &Kernel, options: &BootOptions) -> Result<File> {
+    let device = |number: u8| format!("/dev/vd{}", char::from(b'a' + number));
+    let overlays = options
+        .mounts
+        .iter()
+        .zip(0_u8..)
+        .map(|((_, at), index)| json!({"lower": device(1 + 2 * index), "upper": device(2 + 2 * index), "at": at}));
+    let mut config = json!({"agent": true, "root": {"device": device(0)}});
+    if !options.mounts.is_empty() {
+        config["mounts"] = overlays.collect();
+    }
+    let failed = |error: machinen_initramfs::error::Error| {
+        let hint = error.hint().unwrap_or_default();
+        Error::new(error.code(), format!("make an initramfs: {error}")).hint(hint)
+    };
+    let modules = match &kernel.modules {
+        Some(dir) => kernel::modules::packed(dir)?,
+        None => Vec::new(),
+    };
+    let spec = Spec {
+        layout: Layout::Minimal,
+        init,
+        config_file: None,
+        config: Config::parse(config.to_string().as_bytes(), "flags").map_err(failed)?,
+        excludes: None,
+        modules,
+        keep_owners: false,
+        epoch: None,
+        output: None,
+    };
+    let (tree, plan) = layout::build(&spec).map_err(failed)?;
+    let file = memfd_create("machinen-initramfs", MemfdFlags::CLOEXEC)
+        .map_err(|cause| Error::host("BOOT_INITRAMFS", "make a file in memory", cause))?;
+    let file = File::from(file);
+    pack(&tree, &plan, &mut Output::new(&file)).map_err(failed)?;
+    Ok(file)
+}
+
+fn streams(command: &mut Command, dir: &Path) -> Result<()> {
+    let path = dir.join(BOOT_LOG);
+    let failed = |cause| Error::host("BOOT_DIRECTORY", format!("open {}", path.display()), cause);
+    let log = OpenOptions::new().create(true).append(true).open(&path).map_err(failed)?;
+    let copy = log.try_clone().map_err(failed)?;
+    command.current_dir(dir).stdin(Stdio::null()).stdout(log).stderr(copy);
+    Ok(())
+}
+
+fn network(publish: &[String], command: &mut Command) -> Result<std::os::unix::net::UnixStream> {
+    let publish = publish.to_vec();
+    let args = net::Args { publish, address: None, socket: None, passt: None, json: false, version: false };
+    Ok(net::start(&args, command)?)
+}
+
+/// What a start waited for.
+enum Waited {
+    Connected,
+    Signal(i32),
+    Limit,
+}
+
+/// A monitor under way: killed when dropped.
+struct Running<'a> {
+    child: Option<Child>,
+    dir: &'a Path,
+}
+
+impl Running<'_> {
+    /// Writes its process into the entry; gives its pidfd.
+    fn identify(&mut self, entry: &mut Entry) -> Result<OwnedFd> {
+        let failed = |cause| Error::host("BOOT_VMM", "look at the monitor", cause);
+        let Some(child) = &self.child else { return Err(self.died()) };
+        let process = Process::of(child.id());
+        let pidfd =
+            pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(|cause| failed(io::Error::from(cause)))?;
+        if let Some(process) = process {
+            entry.set_process(process);
+        }
+        Ok(pidfd)
+    }
+
+    /// Waits until the guest connects.
+    fn wait(
+        &mut self,
+        listener: &UnixListener,
+        monitor: &OwnedFd,
+        mut signals: Option<&mut Signals>,
+        limit: Option<Instant>,
+    ) -> Result<Waited> {
+        loop {
+            let left = limit.map(|limit| limit.saturating_duration_since(Instant::now()));
+            if left.is_some_and(|left| left.is_zero()) {
+                return Ok(Waited::Limit);
+            }
+            let left = left.and_then(|left| Timespec::try_from(left).ok());
+            let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
+            if let Some(signals) = signals.as_deref() {
+                fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
+            }
+            match poll(&mut fds, left.as_ref()) {
+                Ok(_) | Err(rustix::io::Errno::INTR) => {}
+                Err(cause) => return Err(Error::host("BOOT_VMM", "wait for the guest", cause)),
+            }
+            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
+            if ready[0] {
+                return Ok(Waited::Connected);
+            }
+            if ready[1] {
+                return Err(self.died());
+            }
+            let pending = signals.as_deref_mut().map(Signals::pending).unwrap_or_default();
+            let ends = |signal: &&i32| crate::agent::signals::ENDING.contains(signal);
+            if let Some(signal) = pending.iter().find(ends) {
+                return Ok(Waited::Signal(*signal));
+            }
+        }
+    }
+
+    /// The monitor has ended, or its guest has, before there was a command: why.
+    fn died(&mut self) -> Error {
+        let status = self.child.take().and_then(|mut child| {
+            let _ = child.kill();
+            child.wait().ok()
+        });
+        let status = status.map_or_else(|| "ended".to_string(), |status| status.to_string());
+        let said = tail(&self.dir.join(BOOT_LOG));
+        let message = format!("the machine ended before its command started ({status})");
+        let error = Error::new("BOOT_ENDED", if said.is_empty() { message } else { format!("{message}: {said}") });
+        error.hint("machinen run --keep -v shows its console")
+    }
+}
+
+impl Drop for Running<'_> {
+    fn drop(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            // It may have ended, and then there is nothing to kill.
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+}
+
+/// The last lines of a boot log, as one line without control characters.
+pub(crate) fn tail(path: &Path) -> String {
+    use std::io::{Read, Seek, SeekFrom};
+    let read = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_else(|_: io::Error| Vec::new());
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text.lines().map(|line| line.replace(char::is_control, "")).collect();
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(4)..].join("; ")
+}
+
+/// The monitor's marks.
+pub(crate) fn marks(dir: &Path) -> Vec<(u64, String)> {
+    let text = fs::read_to_string(dir.join(TRACE)).unwrap_or_default();
+    let parse = |line: &str| {
+        let value: serde_json::Value = serde_json::from_str(line).ok()?;
+        Some((value["ns"].as_u64()?, value["mark"].as_str()?.to_owned()))
+    };
+    text.lines().filter_map(parse).collect()
+}
