@@ -8,6 +8,7 @@ pub mod cli;
 pub mod e2fs;
 pub mod guest;
 pub mod host;
+pub mod hostile;
 pub mod lab;
 pub mod machines;
 pub mod monitor;

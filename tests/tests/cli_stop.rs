@@ -6,6 +6,7 @@ use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::process::{Child, Command, Stdio};
+use std::sync::{Arc, Barrier};
 use std::thread;
 use std::time::Duration;
 
@@ -58,7 +59,10 @@ fn without_an_agent_the_monitor_is_ended() {
     let run = machines.tool("machinen-stop").arg("web").finish();
     assert_eq!((run.code(), run.stdout.len()), (0, 0), "{}", run.printed());
     let said = stderr(&run);
-    assert!(said.starts_with("machinen-stop: web: ended by SIGTERM: ask the guest agent: "), "{said}");
+    assert!(
+        said.starts_with("machinen-stop: web: ended by SIGTERM: the machine's agent cannot be reached: "),
+        "{said}"
+    );
     assert_eq!(said.lines().count(), 1);
     assert_eq!(signal(&mut web), Some(TERM));
     assert!(!web.dir.exists());
@@ -81,22 +85,33 @@ fn a_monitor_that_does_not_end_is_killed() {
 
 #[test]
 fn several_at_once_and_one_that_is_not_there() {
+    const COUNT: usize = 8;
     let machines = Machines::default();
-    let mut deaf: Vec<Machine> =
-        (0..8).map(|n| machines.start_with(Some(&format!("deaf/{n}")), DEAF, |_, _| {})).collect();
-    let mut soft = machines.start(Some("soft"), |_, _| {});
+    // None of these guests switches off before all were asked to.
+    let asked = Arc::new(Barrier::new(COUNT));
+    let start = |n: usize| {
+        machines.start_with(Some(&format!("many/{n}")), DEAF, |claim, _| {
+            let (entry, asked) = (claim.dir.join("vm.json"), Arc::clone(&asked));
+            agent(claim, move |_stream| {
+                asked.wait();
+                let entry: Value = serde_json::from_slice(&fs::read(entry).unwrap()).unwrap();
+                assert!(Command::new("kill").args(["-9", &entry["pid"].to_string()]).status().unwrap().success());
+            });
+        })
+    };
+    let mut many: Vec<Machine> = (0..COUNT).map(start).collect();
     let spared = machines.start(Some("spared"), |_, _| {});
-    let pid = soft.child.id().to_string();
-    let mut names = vec!["no", &pid, "soft"];
-    let deaf_names: Vec<String> = (0..8).map(|n| format!("deaf/{n}")).collect();
-    names.extend(deaf_names.iter().map(String::as_str));
-    let run = machines.tool("machinen-stop").args(["-t", "0"]).args(names).finish();
+    let pid = many[0].child.id().to_string();
+    let many_names: Vec<String> = (0..COUNT).map(|n| format!("many/{n}")).collect();
+    let names = ["no", &pid].into_iter().chain(many_names.iter().map(String::as_str));
+    // One after the other the first would have its time, and then be ended by SIGTERM.
+    let run = machines.tool("machinen-stop").args(["-t", "20", "--json"]).args(names).finish();
     assert_eq!(run.code(), 1);
     assert_eq!(stderr(&run).lines().filter(|line| line.contains("NOT_FOUND")).count(), 1, "{}", run.printed());
-    assert!(deaf.iter_mut().all(|machine| signal(machine) == Some(KILL)));
-    assert_eq!(signal(&mut soft), Some(TERM));
-    // One after the other they would have taken two seconds each.
-    assert!(run.elapsed < Duration::from_secs(12), "{:?}", run.elapsed);
+    let by: Vec<Value> =
+        run.stdout.split_inclusive(|byte| *byte == b'\n').map(|line| serde_json::from_slice(line).unwrap()).collect();
+    assert!(by.len() == COUNT && by.iter().all(|line| line["by"] == "guest"), "{}", run.printed());
+    assert!(many.iter_mut().all(|machine| signal(machine) == Some(KILL)));
     let left = machines.registry.list().unwrap();
     assert_eq!(left.iter().map(|vm| vm.id.as_str()).collect::<Vec<_>>(), [spared.id.as_str()]);
 }
@@ -168,9 +183,12 @@ fn an_agent_that_refuses_or_talks_nonsense() {
     let endless = frame(Kind::Output, &[b'x'; 1000]).repeat(1000);
     let machines = Machines::default();
     for (says, why) in [
-        (refusal, "the guest agent refused: too\\nmuch"),
-        (b"HTTP/1.1 400 Bad Request\r\n".to_vec(), "the guest agent's answer: no kind of frame has the number 21576"),
-        (oversize, "the guest agent's answer: a payload of 4294967295 bytes is too long"),
+        (refusal, "too\u{fffd}much"),
+        (
+            b"HTTP/1.1 400 Bad Request\r\n".to_vec(),
+            "the machine's agent broke the protocol: no kind of frame has the number 21576",
+        ),
+        (oversize, "the machine's agent broke the protocol: a payload of 4294967295 bytes is too long"),
         (endless, "the guest agent hung up"),
         (Vec::new(), "the guest agent hung up"),
         (vec![22, 0, 0], "the guest agent hung up"),
@@ -200,7 +218,7 @@ fn a_guest_that_says_nothing_has_its_time() {
     let run = machines.tool("machinen-stop").args(["-t", "0.2", "web"]).finish();
     assert!(run.elapsed >= Duration::from_millis(200));
     assert_eq!((run.code(), signal(&mut web)), (0, Some(TERM)));
-    let late = "machinen-stop: web: ended by SIGTERM: wait for the guest agent: it did not answer in time\n";
+    let late = "machinen-stop: web: ended by SIGTERM: the machine's agent cannot be reached: timed out\n";
     assert_eq!(stderr(&run), late);
     drop(holder);
     // Nor does one have more that never stops talking.

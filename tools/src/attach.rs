@@ -36,7 +36,7 @@ pub struct Args {
     /// print the version
     #[argh(switch)]
     pub version: bool,
-    /// machine
+    /// name, id or process number of a machine
     #[argh(positional)]
     pub name: Vec<String>,
 }

@@ -4,6 +4,8 @@ use std::error::Error as StdError;
 use std::fmt;
 use std::io;
 
+use machinen_initramfs::error::reason;
+
 use crate::diagnostic::Diagnostic;
 
 /// Result of the library's calls.
@@ -76,7 +78,10 @@ impl Error {
         let mut message = self.message.clone();
         let mut cause = self.source();
         while let Some(error) = cause {
-            message.push_str(&format!(": {error}"));
+            match error.downcast_ref::<io::Error>() {
+                Some(error) => message.push_str(&format!(": {}", reason(error))),
+                None => message.push_str(&format!(": {error}")),
+            }
             cause = error.source();
         }
         Diagnostic { code: self.code, message, hint: self.hint.clone(), retryable: self.retryable, exit }
@@ -111,7 +116,7 @@ mod tests {
         let inner = Error::host("A", "open /x", io::Error::from_raw_os_error(2));
         let error = Error::new("B", "boot").because(inner).hint("try y");
         let diagnostic = error.diagnostic(125);
-        assert_eq!(diagnostic.message, "boot: open /x: No such file or directory (os error 2)");
+        assert_eq!(diagnostic.message, "boot: open /x: no such file or directory");
         assert_eq!((diagnostic.code, diagnostic.exit, diagnostic.retryable), ("B", 125, false));
         assert!(Error::host("A", "x", io::Error::from_raw_os_error(16)).is_retryable());
     }

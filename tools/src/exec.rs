@@ -1,11 +1,11 @@
 //! The work of `machinen-exec`: one more command in a machine that runs.
 
 use std::ffi::OsString;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use argh::FromArgs;
 
-use crate::agent::relay::{Done, Pause};
+use crate::agent::relay::{Done, Over, Pause};
 use crate::agent::request::Command;
 use crate::agent::signals::Signals;
 use crate::args::plain;
@@ -60,7 +60,7 @@ pub struct Args {
     /// print the version
     #[argh(switch)]
     pub version: bool,
-    /// machine
+    /// name, id or process number of a machine
     #[argh(positional)]
     pub name: Vec<String>,
 }
@@ -93,10 +93,12 @@ pub fn run(args: Args, command: Option<Vec<OsString>>) -> std::result::Result<Sa
 
 fn relay(vm: &Vm, command: &Command, stdio: &Stdio, limit: Option<Duration>) -> Result<Done> {
     let until = deadline(limit);
-    let (input, output, error) = channels()?;
-    let relay = vm.relay(command, Some(input), output, error)?;
+    let relay = match vm.relay_within(until, command, channels()?) {
+        Err(_) if until.is_some_and(|until| until <= Instant::now()) => return Ok(Done::nothing(Over::Limit)),
+        relay => relay?,
+    };
     let signals = Signals::take().map_err(|cause| Error::host("RUN_SIGNALS", "take signals", cause))?;
-    let relay = relay.signals(signals, Pause::Command).limit(until);
+    let relay = relay.signals(signals, Pause::Command);
     match stdio.raw()? {
         Some(raw) => relay.terminal(raw).run(),
         None => relay.run(),

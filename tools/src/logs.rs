@@ -11,6 +11,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::inotify;
 use rustix::io::Errno;
 
+use crate::args::plain;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::program::Tool;
 use crate::registry::{Registry, Vm};
@@ -50,6 +51,7 @@ pub fn run(args: Args) -> Result<(), Diagnostic> {
         let message = format!("one name is needed, {} are given", args.name.len());
         return Err(Diagnostic::new(TOOL.usage, message).hint("see machinen-logs --help").usage());
     };
+    let name = &plain(name.clone());
     let vm = Registry::open().and_then(|registry| registry.find_any(name));
     let vm = vm.map_err(|error| error.diagnostic(EXIT_FAILURE))?;
     let path = vm.dir.join("boot.log");

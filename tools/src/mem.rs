@@ -3,6 +3,7 @@
 use argh::FromArgs;
 use serde_json::json;
 
+use crate::args::plain;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::program::{Said, Tool};
 use crate::registry::memory::{self, Memory};
@@ -44,8 +45,8 @@ pub fn run(args: Args) -> Result<Said, Diagnostic> {
         vms = registry.list().map_err(|error| error.diagnostic(EXIT_FAILURE))?;
         vms.retain(Vm::is_alive);
     }
-    for name in &args.names {
-        match registry.find(name) {
+    for name in args.names.into_iter().map(plain) {
+        match registry.find(&name) {
             Ok(vm) => vms.push(vm),
             Err(error) => {
                 error.diagnostic(EXIT_FAILURE).report(TOOL.name, args.json);

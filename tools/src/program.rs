@@ -6,7 +6,7 @@ use std::process::ExitCode;
 
 use argh::FromArgs;
 
-use crate::args::prepare;
+use crate::args::{message, prepare};
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE, EXIT_USAGE};
 
 /// A tool's name and its codes for what happens here.
@@ -63,32 +63,26 @@ impl Tool {
         let words: Vec<&str> = words.iter().map(String::as_str).collect();
         let args = match A::from_args(&[self.name], &words) {
             Ok(args) => args,
-            Err(exit) if exit.status.is_ok() => return self.print(exit.output, json),
-            Err(exit) => {
-                let text: Vec<&str> = exit.output.split_whitespace().collect();
-                let mut text = text.join(" ").replace('\0', "-");
-                // argh starts its messages with a capital letter.
-                if let Some(first) = text.get_mut(..1) {
-                    first.make_ascii_lowercase();
-                }
-                return usage(text);
-            }
+            Err(exit) if exit.status.is_ok() => return self.print(exit.output, json, EXIT_FAILURE),
+            Err(exit) => return usage(message(&exit.output)),
         };
         if version(&args) {
-            return self.print(format!("{} {}\n", self.name, env!("CARGO_PKG_VERSION")), json);
+            return self.print(format!("{} {}\n", self.name, env!("CARGO_PKG_VERSION")), json, EXIT_FAILURE);
         }
         match run(args) {
-            Ok(said) => self.print(said, json),
+            Ok(said) => self.print(said, json, EXIT_FAILURE),
             Err(diagnostic) => diagnostic.report(self.name, json),
         }
     }
 
-    fn print(self, said: impl Into<Said>, json: bool) -> ExitCode {
+    /// Prints what was said; `failed` is the exit code when that cannot be done.
+    fn print(self, said: impl Into<Said>, json: bool, failed: u8) -> ExitCode {
         let said = said.into();
         match std::io::stdout().write_all(said.text.as_bytes()) {
             Err(e) if e.kind() != ErrorKind::BrokenPipe => {
                 let why = machinen_initramfs::error::reason(&e);
-                Diagnostic::new(self.output, format!("write: standard output: {why}")).report(self.name, json)
+                let diagnostic = Diagnostic::new(self.output, format!("write: standard output: {why}"));
+                Diagnostic { exit: failed, ..diagnostic }.report(self.name, json)
             }
             _ => ExitCode::from(said.exit),
         }
@@ -107,7 +101,7 @@ pub fn main_of_command<A: FromArgs>(
 ) -> ExitCode {
     let mut own: Vec<OsString> = std::env::args_os().skip(1).collect();
     let dashes = own.iter().position(|arg| arg == "--");
-    let command = dashes.map(|at| own.split_off(at).split_off(1));
+    let command = dashes.map(|at| own.split_off(at + 1));
     // Wanted even for errors in the arguments, so it is looked for before they are parsed.
     let json = own.iter().any(|arg| arg == "--json");
     let report = |diagnostic: Diagnostic| {
@@ -126,19 +120,28 @@ pub fn main_of_command<A: FromArgs>(
     let said = match A::from_args(&[tool.name], &words) {
         Ok(args) if version(&args) => Ok(Said::from(format!("{} {}\n", tool.name, env!("CARGO_PKG_VERSION")))),
         Ok(args) => run(args, command),
-        Err(exit) if exit.status.is_ok() => Ok(Said::from(exit.output)),
-        Err(exit) => {
-            let mut text = exit.output.split_whitespace().collect::<Vec<_>>().join(" ").replace('\0', "-");
-            if let Some(first) = text.get_mut(..1) {
-                first.make_ascii_lowercase();
-            }
-            return usage(text);
-        }
+        Err(exit) if exit.status.is_ok() => Ok(Said::from(with_command(&exit.output))),
+        Err(exit) => return usage(message(&exit.output)),
     };
     match said {
-        Ok(said) => tool.print(said, json),
+        Ok(said) => tool.print(said, json, EXIT_TOOL),
         Err(diagnostic) => report(diagnostic),
     }
+}
+
+/// A help text with what comes after `--`, of which argh knows nothing: its usage ends with ` [--] [<word...>]`.
+fn with_command(help: &str) -> String {
+    let Some((usage, (word, rest))) =
+        help.split_once(" [--] [<").and_then(|(usage, rest)| Some((usage, rest.split_once("...>]")?)))
+    else {
+        return help.to_owned();
+    };
+    let command = match word {
+        "image" => " [-- COMMAND...]",
+        "name" if !usage.contains("machinen-attach") => " -- COMMAND...",
+        _ => "",
+    };
+    format!("{usage} {}{command}{rest}", word.to_uppercase())
 }
 
 /// Exit code of a tool that runs a command, for everything that fails before the command runs.

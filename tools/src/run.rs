@@ -117,7 +117,7 @@ pub struct Args {
     /// print the version
     #[argh(switch)]
     pub version: bool,
-    /// image
+    /// tar file, directory, ext4 image, or -
     #[argh(positional)]
     pub image: Vec<String>,
 }
@@ -135,24 +135,18 @@ pub fn run(args: Args, command: Option<Vec<OsString>>) -> std::result::Result<Sa
     let trouble = |error: Error| error.diagnostic(EXIT_TOOL);
     let prepared = prepare(&options).map_err(trouble)?;
     let mut signals = Signals::take().map_err(|cause| trouble(Error::host("RUN_SIGNALS", "take signals", cause)))?;
-    let started = prepared.start(Some(&mut signals), until);
-    let (detached, signals) = if args.detach { (Some(signals), None) } else { (None, Some(signals)) };
-    let vm = match started.map_err(trouble)? {
-        Outcome::Started(claim, started) => launch(claim, *started, &options, detached).map_err(|error| {
-            let exit = match error.code() {
-                "EXEC_NOT_FOUND" => 127,
-                "EXEC_CANNOT_EXECUTE" => 126,
-                _ => EXIT_TOOL,
-            };
-            error.diagnostic(exit)
-        })?,
+    let mut vm = match prepared.start(Some(&mut signals), until).map_err(trouble)? {
+        Outcome::Started(claim, started) => launch(claim, *started, &options).map_err(trouble)?,
         Outcome::Signal(signal) => return end(Over::Signal(signal), limit, unreachable_end).map(exit),
         Outcome::Limit => return end(Over::Limit, limit, unreachable_end).map(exit),
     };
-    let Some(signals) = signals else {
+    if args.detach {
+        if let Some(over) = vm.detach_if_asked(&options, Some(signals), until).map_err(trouble)? {
+            return end(over, limit, || vm.lost()).map(exit);
+        }
         write_trace(&args, &vm.marks())?;
         return Ok(Said { text: describe(&vm, args.json), exit: 0 });
-    };
+    }
     attached(&args, &stdio, vm, signals, limit, until).map(exit)
 }
 

@@ -5,10 +5,10 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
-use machinen_abi::open::Operation;
 use serde_json::json;
 
-use crate::agent::oneshot;
+use crate::agent;
+use crate::args::plain;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::error::{Error, Result};
 use crate::program::{Said, Tool};
@@ -18,8 +18,8 @@ use crate::table::printable;
 /// Name and codes of the program.
 pub const TOOL: Tool = Tool { name: "machinen-stop", usage: "STOP_USAGE", output: "STOP_OUTPUT" };
 
-/// Seconds that a guest has without -t.
-const DEFAULT_SECONDS: f64 = 10.0;
+/// How long a guest has without -t.
+const DEFAULT_LIMIT: Duration = Duration::from_secs(10);
 /// How long a monitor has after SIGTERM, which makes it end at once.
 const TERM_LIMIT: Duration = Duration::from_secs(2);
 /// How long a machine whose agent has hung up may take to be seen dead.
@@ -39,7 +39,7 @@ const HANG_UP_LIMIT: Duration = Duration::from_secs(1);
 pub struct Args {
     /// how long the guest has (default: 10; 0: it is not asked)
     #[argh(option, short = 't', arg_name = "seconds")]
-    pub time: Option<f64>,
+    pub time: Option<String>,
     /// leave the directory with the console's log for machinen-logs, until machinen-gc
     #[argh(switch, short = 'k')]
     pub keep: bool,
@@ -66,11 +66,13 @@ enum By {
 /// Stops them, all at once.
 pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
     let usage = |message: String| Diagnostic::new(TOOL.usage, message).hint("see machinen-stop --help").usage();
-    let seconds = args.time.unwrap_or(DEFAULT_SECONDS);
-    let limit = Duration::try_from_secs_f64(seconds)
-        .ok()
-        .filter(|limit| limit.as_secs() < 1 << 30)
-        .ok_or_else(|| usage(format!("-t {seconds}: no number of seconds")))?;
+    let seconds = |text: String| {
+        let limit = text.parse().ok().and_then(|seconds| Duration::try_from_secs_f64(seconds).ok());
+        limit
+            .filter(|limit| limit.as_secs() < 1 << 30)
+            .ok_or_else(|| usage(format!("-t {text}: not a number of seconds")))
+    };
+    let limit = args.time.map(plain).map_or(Ok(DEFAULT_LIMIT), seconds)?;
     if args.names.is_empty() {
         return Err(usage("no machine is named".into()));
     }
@@ -81,8 +83,8 @@ pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
         said.exit = EXIT_FAILURE;
     };
     let mut vms: Vec<Vm> = Vec::new();
-    for name in &args.names {
-        match registry.find(name) {
+    for name in args.names.into_iter().map(plain) {
+        match registry.find(&name) {
             Ok(vm) if vms.iter().any(|known| known.id == vm.id) => {}
             Ok(vm) => vms.push(vm),
             Err(error) => fail(error),
@@ -133,13 +135,12 @@ fn ask(vm: &Vm, limit: Duration) -> std::result::Result<(), String> {
         return Err("the guest was not asked".into());
     }
     let deadline = Instant::now() + limit;
-    let socket = vm.socket("agent.sock").map_err(|error| error.to_string())?;
-    let answer = oneshot::ask(socket, Operation::PowerOff, limit);
+    let answer = agent::power_off(&vm.dir, deadline);
     let left = deadline.saturating_duration_since(Instant::now());
     let (left, why) = match answer {
-        Ok(Some(_)) => (left, format!("the guest did not switch off within {} s", limit.as_secs_f64())),
+        Ok(true) => (left, format!("the guest did not switch off within {} s", limit.as_secs_f64())),
         // Either it has just gone, or its agent is not there.
-        Ok(None) => (left.min(HANG_UP_LIMIT), "the guest agent hung up".to_owned()),
+        Ok(false) => (left.min(HANG_UP_LIMIT), "the guest agent hung up".to_owned()),
         Err(error) => (Duration::ZERO, error.diagnostic(EXIT_FAILURE).message),
     };
     if vm.wait_dead(left) { Ok(()) } else { Err(why) }

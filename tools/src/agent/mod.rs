@@ -1,15 +1,12 @@
 //! The client of a machine's agent: `docs/wire-protocol.md`.
 //!
-//! - [`oneshot`]: an operation of which only the end matters.
 //! - [`wire`]: frames over a stream.
 //! - [`request`]: what a stream is for.
 //! - [`relay`]: the loop between a command in the guest and this process's standard streams.
 //! - [`transfer`]: files as the input or output of an operation.
-//! - [`oneshot`]: an operation without data.
 //! - [`channel`], [`signals`], [`terminal`]: standard streams, signals and the terminal of this process.
 
 pub mod channel;
-pub mod oneshot;
 mod output;
 pub mod relay;
 pub mod request;
@@ -19,17 +16,18 @@ pub mod transfer;
 pub mod wire;
 
 use std::io;
-use std::os::fd::AsRawFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use machinen_abi::body::{Failure, Reason};
-use rustix::fs::{Mode, OFlags, open};
+use machinen_abi::body::{Exit, Failure, Mark, Reason};
+use machinen_abi::frame::Kind;
+use machinen_abi::open::Operation;
 
 use self::request::Request;
 use self::wire::{Frame, Wire};
 use crate::error::{Error, Result};
+use crate::registry::ShortPath;
 
 /// The socket of a machine's directory that leads to its agent.
 pub const AGENT_SOCKET: &str = "agent.sock";
@@ -38,50 +36,82 @@ pub const MAIN_SOCKET: &str = "main.sock";
 
 /// How long an agent that does not answer yet is waited for: the machine may be starting.
 const PATIENCE: Duration = Duration::from_secs(20);
+/// Most points of its start that a guest may name: it has about a dozen.
+const MOST_MARKS: usize = 256;
+/// Most bytes of such a name.
+const MOST_MARK_BYTES: usize = 256;
 /// Between two tries.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Asks the agent of the machine in `dir`; gives the stream and its first frame.
+/// Asks the agent of the machine in `dir`, and waits until `limit` or [`PATIENCE`] is over; gives the stream and its first frame.
 ///
 /// # Errors
 /// `EXEC_VSOCK_UNAVAILABLE` when nothing answers (the machine has ended, or its agent does not come up), `EXEC_PROTOCOL`,
 /// `EXEC_TOO_LONG` for a request that no frame holds.
-pub fn ask(dir: &Path, request: &Request) -> Result<(Wire, Frame)> {
+pub fn ask(dir: &Path, request: &Request, limit: Option<Instant>) -> Result<(Wire, Frame)> {
     let payload = request.to_payload()?;
-    let limit = Instant::now() + PATIENCE;
+    let patience = Instant::now() + PATIENCE;
+    let limit = limit.map_or(patience, |limit| limit.min(patience));
     loop {
         let mut wire = Wire::new(connect(dir)?)?;
-        wire.send(machinen_abi::frame::Kind::Open, &payload);
+        wire.send(Kind::Open, &payload);
         if let Some(first) = wire.receive(Some(limit))? {
             return Ok((wire, first));
         }
         // Where nobody listens in the guest the stream ends at once: whoever is early tries again.
         if Instant::now() >= limit {
-            let cause = io::Error::from(io::ErrorKind::TimedOut);
-            return Err(wire::lost(cause).hint("machinen logs NAME shows what its guest did").retry());
+            return Err(silent());
         }
         std::thread::sleep(PAUSE);
     }
 }
 
-/// Connects to the agent of the machine in `dir`, whose path may be of any length.
-fn connect(dir: &Path) -> Result<UnixStream> {
-    let place = directory(dir).map_err(wire::lost)?;
-    let path = format!("/proc/self/fd/{}/{AGENT_SOCKET}", place.as_raw_fd());
-    UnixStream::connect(path).map_err(|cause| wire::lost(cause).hint("machinen ls shows which machines live"))
-}
-
-/// Listens at `name` in `dir`, whose path may be of any length.
+/// Has the guest end its main command and then itself, and waits for its answer until `limit`, whatever else it says.
+/// `false`: it hung up without one, as it does when it has just gone.
 ///
 /// # Errors
-/// Those of bind(2).
-pub fn listen(dir: &Path, name: &str) -> io::Result<UnixListener> {
-    let place = directory(dir)?;
-    UnixListener::bind(format!("/proc/self/fd/{}/{name}", place.as_raw_fd()))
+/// As [`ask`], and as the agent refuses it.
+pub fn power_off(dir: &Path, limit: Instant) -> Result<bool> {
+    let mut wire = Wire::new(connect(dir)?)?;
+    wire.send(Kind::Open, &Request::new(Operation::PowerOff).to_payload()?);
+    loop {
+        match wire.receive(Some(limit))? {
+            Some((Kind::Exit, payload)) => {
+                return Exit::parse(&payload).map(|_| true).ok_or_else(|| wire::protocol("an end that makes no sense"));
+            }
+            Some((Kind::Failed, payload)) => return Err(Refusal::parse(&payload)?.error()),
+            Some(_) if Instant::now() < limit => {}
+            None if wire.is_over() => return Ok(false),
+            _ => return Err(silent()),
+        }
+    }
 }
 
-fn directory(dir: &Path) -> io::Result<std::os::fd::OwnedFd> {
-    Ok(open(dir, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())?)
+fn silent() -> Error {
+    let cause = io::Error::from(io::ErrorKind::TimedOut);
+    wire::lost(cause).hint("machinen logs NAME shows what its guest did").retry()
+}
+
+/// Adds a point of the guest's start, in ns since 1970, to `marks`.
+///
+/// # Errors
+/// `EXEC_PROTOCOL` for what is none, and for more of them than a start has.
+pub fn add_mark(marks: &mut Vec<(u64, String)>, payload: &[u8]) -> Result<()> {
+    let mark = Mark::parse(payload).filter(|mark| mark.name.len() <= MOST_MARK_BYTES && marks.len() < MOST_MARKS);
+    let mark = mark.ok_or_else(|| wire::protocol("a mark that makes no sense"))?;
+    marks.push((mark.time_ns, printable(mark.name)));
+    Ok(())
+}
+
+/// What a guest says, for a terminal that it shall not steer.
+fn printable(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
+}
+
+/// Connects to the agent of the machine in `dir`, whose path may be of any length.
+fn connect(dir: &Path) -> Result<UnixStream> {
+    let connected = ShortPath::new(dir, AGENT_SOCKET).and_then(UnixStream::connect);
+    connected.map_err(|cause| wire::lost(cause).hint("machinen ls shows which machines live"))
 }
 
 /// Why an operation did not happen, as the agent said.
@@ -103,9 +133,7 @@ impl Refusal {
     pub fn parse(payload: &[u8]) -> Result<Refusal> {
         let Failure { reason, errno, message } =
             Failure::parse(payload).ok_or_else(|| wire::protocol("a failure that is too short"))?;
-        // It is printed: nothing in it may steer a terminal.
-        let message = message.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect();
-        Ok(Refusal { reason, errno, message })
+        Ok(Refusal { reason, errno, message: printable(message) })
     }
 
     /// What a shell would end with: 127 not found, 126 cannot be executed, otherwise 125.

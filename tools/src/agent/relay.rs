@@ -6,7 +6,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use machinen_abi::body::{Credit, Exit, Mark, Signal as GuestSignal, Started, Stream};
+use machinen_abi::body::{Credit, Exit, Signal as GuestSignal, Started, Stream};
 use machinen_abi::frame::{Kind, MOST_PAYLOAD_BYTES};
 use machinen_abi::window::Allowance;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,7 +19,7 @@ use super::output::Output;
 use super::signals::{FORWARDED, Signals};
 use super::terminal::{self, Raw};
 use super::wire::{Frame, Wire, protocol};
-use super::{Refusal, wire};
+use super::{Refusal, add_mark, wire};
 use crate::error::{Error, Result};
 
 /// Ctrl-]: twice, it leaves a command alone.
@@ -73,6 +73,10 @@ pub struct Relay {
     leave: Option<bool>,
     asked_to_end: bool,
     until_started: bool,
+    /// The command has started.
+    started: bool,
+    /// It has written to its output.
+    printed: bool,
     /// Points of time, in ns since 1970.
     marks: Vec<(u64, String)>,
     chunk: Vec<u8>,
@@ -96,6 +100,8 @@ impl Relay {
             leave: None,
             asked_to_end: false,
             until_started: false,
+            started: false,
+            printed: false,
             marks: Vec::new(),
             chunk: vec![0; MOST_PAYLOAD_BYTES],
             first: None,
@@ -201,8 +207,8 @@ impl Relay {
                 if !self.outputs[at].receipt.take(payload.len()) {
                     return Err(protocol("more output than it may send"));
                 }
-                if at == 0 && !payload.is_empty() && !self.marks.iter().any(|(_, name)| name == FIRST_OUTPUT) {
-                    self.mark(FIRST_OUTPUT);
+                if at == 0 && !payload.is_empty() && !std::mem::replace(&mut self.printed, true) {
+                    self.mark("first output byte");
                 }
                 self.outputs[at].pending.extend_from_slice(&payload);
                 if !self.pump(at)? {
@@ -217,15 +223,15 @@ impl Relay {
             }
             Kind::Started => {
                 Started::parse(&payload).ok_or_else(malformed)?;
+                if std::mem::replace(&mut self.started, true) {
+                    return Err(protocol("a second start"));
+                }
                 self.mark("command started");
                 if self.until_started {
                     return Ok(Some(Over::Started));
                 }
             }
-            Kind::Mark => {
-                let mark = Mark::parse(&payload).ok_or_else(malformed)?;
-                self.marks.push((mark.time_ns, mark.name.to_owned()));
-            }
+            Kind::Mark => add_mark(&mut self.marks, &payload)?,
             Kind::Exit => return Exit::parse(&payload).map(|exit| Some(Over::Exit(exit))).ok_or_else(malformed),
             Kind::Failed => return Refusal::parse(&payload).map(|refusal| Some(Over::Refused(refusal))),
             Kind::OutputEnd | Kind::ErrorEnd => {
@@ -261,7 +267,9 @@ impl Relay {
 
     /// Waits for something. `None`: the time is over.
     fn wait(&self) -> Result<Option<Ready>> {
-        let wants_input = self.allowance.left() > 0 && self.wire.waiting_bytes() < MOST_PAYLOAD_BYTES;
+        // Where a byte may be held back there has to be room for two.
+        let least = usize::from(self.leave.is_some());
+        let wants_input = self.allowance.left() > least && self.wire.waiting_bytes() < MOST_PAYLOAD_BYTES;
         let input = self.input.as_ref().filter(|input| wants_input && input.is_ours());
         let mut fds = vec![PollFd::from_borrowed_fd(self.wire.as_fd(), self.wire.wanted())];
         let signals = add(&mut fds, self.signals.as_ref().map(AsFd::as_fd), PollFlags::IN);
@@ -300,7 +308,7 @@ impl Relay {
             Err(error) if error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error()) => 0,
             Err(error) => return Err(Error::host("RUN_INPUT", "read the command's input", error)),
         };
-        if count == 0 && room > 0 {
+        if count == 0 {
             self.input = None;
             self.wire.send(Kind::InputEnd, &[]);
             return Ok(None);
@@ -398,9 +406,6 @@ impl Relay {
     }
 }
 
-/// The name of the mark for the command's first byte of output.
-const FIRST_OUTPUT: &str = "first output byte";
-
 /// What is ready.
 #[derive(Clone, Copy, Debug)]
 struct Ready {
@@ -421,6 +426,13 @@ pub struct Done {
     pub output: Vec<u8>,
     /// What was kept of its errors.
     pub error: Vec<u8>,
+}
+
+impl Done {
+    /// What a command came to that nothing was heard of.
+    pub fn nothing(over: Over) -> Done {
+        Done { over, marks: Vec::new(), output: Vec::new(), error: Vec::new() }
+    }
 }
 
 /// Adds a descriptor to those to wait for; where it is among them.

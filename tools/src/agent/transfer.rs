@@ -4,7 +4,7 @@ use std::io::{self, Read, Write};
 
 use machinen_abi::body::{Credit, Exit, Stream};
 use machinen_abi::frame::{Kind, MOST_PAYLOAD_BYTES};
-use machinen_abi::window::{Allowance, Receipt};
+use machinen_abi::window::{Allowance, Receipt, WINDOW_BYTES};
 
 use super::wire::{Frame, Wire, protocol};
 use super::{Refusal, wire};
@@ -18,6 +18,7 @@ pub struct Transfer {
     wire: Wire,
     allowance: Allowance,
     receipt: Receipt,
+    started: bool,
     /// Output that nobody has read yet.
     output: Vec<u8>,
     read: usize,
@@ -34,6 +35,7 @@ impl Transfer {
             wire,
             allowance: Allowance::default(),
             receipt: Receipt::default(),
+            started: false,
             output: Vec::new(),
             read: 0,
             output_ended: false,
@@ -47,7 +49,8 @@ impl Transfer {
     fn apply(&mut self, (kind, payload): Frame) {
         let malformed = || Err(protocol("a payload that makes no sense"));
         match kind {
-            Kind::Started | Kind::Mark | Kind::ErrorEnd => {}
+            Kind::Started if !std::mem::replace(&mut self.started, true) => {}
+            Kind::ErrorEnd => {}
             Kind::Credit => match Credit::parse(&payload) {
                 Some(Credit { stream: Stream::Input, bytes }) if self.allowance.grant(bytes) => {}
                 _ => self.end = Some(malformed()),
@@ -82,16 +85,21 @@ impl Transfer {
         }
     }
 
-    /// Ends the input and waits for the operation's end. What output is left is thrown away.
+    /// Ends the input and waits for the operation's end. What output is left is thrown away, a window at most.
     ///
     /// # Errors
-    /// What the agent says (`EXEC_…`, `COPY_ESCAPE`), or that it is gone.
+    /// What the agent says (`EXEC_…`, `COPY_ESCAPE`), or that it is gone; `EXEC_PROTOCOL` when it does not come to its end.
     pub fn finish(mut self) -> Result<()> {
         self.wire.send(Kind::InputEnd, &[]);
+        let mut thrown_away = 0;
         while self.end.is_none() {
             self.step();
             let count = self.output.len() - self.read;
             self.consume(count);
+            thrown_away += count;
+            if thrown_away > WINDOW_BYTES as usize {
+                return Err(protocol("more output than there was to be"));
+            }
         }
         match self.end {
             Some(Ok(Exit::Code(0))) => Ok(()),

@@ -107,6 +107,9 @@ impl Wire {
         let rest = &self.came[self.taken..];
         let Some((header, rest)) = rest.split_first_chunk::<HEADER_BYTES>() else { return Ok(None) };
         let header = Header::from_bytes(*header).map_err(|why| protocol(&why.to_string()))?;
+        if (header.kind as u16) < Kind::Ready as u16 {
+            return Err(protocol("a frame that only hosts send"));
+        }
         let length = header.length as usize;
         let Some(payload) = rest.get(..length) else { return Ok(None) };
         let frame = (header.kind, payload.to_vec());
@@ -196,6 +199,10 @@ mod tests {
         assert_eq!(wire.receive(Some(Instant::now())).unwrap(), None);
         assert!(!wire.is_over());
         theirs.write_all(&[0xff; 8]).unwrap();
+        assert_eq!(wire.receive(None).unwrap_err().code(), "EXEC_PROTOCOL");
+        // Before its payload is there, which may be large.
+        let (mut wire, mut theirs) = pair();
+        theirs.write_all(&Header::new(Kind::Open, 8 << 20).unwrap().to_bytes()).unwrap();
         assert_eq!(wire.receive(None).unwrap_err().code(), "EXEC_PROTOCOL");
     }
 

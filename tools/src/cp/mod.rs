@@ -1,5 +1,6 @@
 //! The work of `machinen-cp`: files and trees into a machine and out of it.
 
+mod bounded;
 mod pack;
 mod unpack;
 
@@ -13,6 +14,7 @@ use argh::FromArgs;
 use machinen_abi::open::{Operation, Tag};
 use rustix::fs::{CWD, Mode, OFlags, openat};
 
+use self::bounded::bounded;
 use self::pack::pack;
 use self::unpack::unpack;
 use crate::agent::request::Request;
@@ -149,10 +151,8 @@ pub(crate) fn push(vm: &Vm, host: &Path, guest: &Path, excludes: &[String]) -> R
 /// Asks for the first entry of what the guest would pack at `path`.
 fn first_entry(vm: &Vm, path: &Path) -> Result<()> {
     let request = Request::new(Operation::TarOut).with(Tag::Path, path.as_os_str().as_bytes()).with(Tag::Exclude, b"*");
-    let mut transfer = vm.transfer(&request)?;
-    let mut rest = Vec::new();
-    // A failure is told at the end.
-    let _ = transfer.read_to_end(&mut rest);
+    let transfer = vm.transfer(&request)?;
+    // What there is of it is of no interest, and its end tells of a failure.
     transfer.finish()
 }
 
@@ -237,13 +237,15 @@ enum Copied {
 }
 
 fn content(transfer: &mut Transfer, path: &Path, output: &mut (impl Write + IsTerminal)) -> Result<Copied> {
-    let mut archive = tar::Archive::new(transfer);
+    let (input, bound) = bounded(transfer);
+    let mut archive = tar::Archive::new(input);
     let first = archive.entries().ok().and_then(|mut entries| entries.next()).and_then(io::Result::ok);
     let Some(mut entry) = first else { return Ok(Copied::Cut) };
     if !entry.header().entry_type().is_file() {
         let message = format!("read {}: not a regular file", path.display());
         return Err(Error::new("COPY_READ", message).hint("a tree as a stream: machinen exec NAME -- tar c PATH"));
     }
+    bound.content();
     let mut chunk = vec![0; 64 << 10];
     let mut first = true;
     loop {

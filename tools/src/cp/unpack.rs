@@ -16,6 +16,7 @@ use rustix::fs::{
 use rustix::io::Errno;
 use tar::{Archive, Entry, EntryType};
 
+use super::bounded::bounded;
 use crate::error::{Error, Result};
 
 /// Unpacks `input` below the directory `root`, whose path is `shown`. Owners are kept where this process is root.
@@ -26,13 +27,16 @@ use crate::error::{Error, Result};
 pub(super) fn unpack(input: impl Read, root: &OwnedFd, shown: &Path) -> Result<bool> {
     let owners = rustix::process::geteuid().is_root();
     let mut unpacker = Unpacker { root, shown, owners, directories: Vec::new() };
+    let (input, bound) = bounded(input);
     let mut archive = Archive::new(input);
     let Ok(entries) = archive.entries() else { return Ok(false) };
     for entry in entries {
         let Ok(mut entry) = entry else { return Ok(false) };
+        bound.content();
         if !unpacker.entry(&mut entry)? {
             return Ok(false);
         }
+        bound.headers();
     }
     unpacker.finish()?;
     Ok(true)

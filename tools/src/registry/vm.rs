@@ -1,7 +1,7 @@
 //! A machine in the registry: its entry, whether it is alive, its end.
 
 use std::fs::File;
-use std::io::{self, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
@@ -13,7 +13,7 @@ use rustix::io::Errno;
 use super::claim::is_id;
 use super::entry::{Entry, MOST_BYTES};
 use super::name;
-use super::place::{Place, ShortPath};
+use super::place::Place;
 use super::process::{Handle, Now, Process, Signal, holders, wait_all};
 use crate::error::{Error, Result};
 
@@ -191,14 +191,6 @@ impl Vm {
         let found = written.and_then(|written| Process::with_rss(written.pid).filter(|found| found.0 == written));
         let found = found.or_else(|| Process::with_rss(self.process()?.pid));
         found.map(|(process, bytes)| (process.pid, bytes))
-    }
-
-    /// A path to `name` in the directory for connect(2) and bind(2), however long the directory's is.
-    ///
-    /// # Errors
-    /// The directory cannot be opened.
-    pub fn socket(&self, name: &str) -> io::Result<ShortPath> {
-        ShortPath::new(&self.dir, name)
     }
 
     /// Bytes that the guest gave back to the host since its start: of the file `stats`, whose layout is the monitor's.

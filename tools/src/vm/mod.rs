@@ -110,40 +110,31 @@ pub struct Stats {
 /// ports, `REGISTRY_…` of its name, `EXEC_…` of its command where it is detached.
 pub fn boot(options: &BootOptions) -> Result<Vm> {
     match prepare(options)?.start(None, None)? {
-        Outcome::Started(claim, started) => launch(claim, *started, options, None),
+        Outcome::Started(claim, started) => {
+            let mut vm = launch(claim, *started, options)?;
+            match vm.detach_if_asked(options, None, None)? {
+                None => Ok(vm),
+                Some(Over::Refused(refusal)) => Err(refusal.error()),
+                Some(_) => Err(vm.lost()),
+            }
+        }
         Outcome::Signal(_) | Outcome::Limit => Err(Error::new("BOOT_ENDED", "the start was given up")),
     }
 }
 
-/// Sends the main command; of a detached one also waits until it has started, passing `signals` on.
-pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions, signals: Option<Signals>) -> Result<Vm> {
+/// Sends the main command.
+pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions) -> Result<Vm> {
     let Started { child, monitor, mut main, marks } = started;
     let (id, name, dir) = (claim.id.clone(), claim.name().map(str::to_owned), claim.dir.clone());
-    let own = Own { claim: Some(claim), child, monitor, main: None, keep: options.keep, left: false };
-    let mut vm = Vm { id, name, dir, own: Some(own), marks };
-    main.send(Kind::Open, &options.command.request().to_payload()?);
-    main.flush();
-    if !options.command.detached {
-        if let Some(own) = &mut vm.own {
-            own.main = Some(main);
-        }
-        return Ok(vm);
+    let keep = options.keep;
+    let payload = options.command.request().to_payload();
+    if let Ok(payload) = &payload {
+        main.send(Kind::Open, payload);
+        main.flush();
     }
-    let mut relay = Relay::new(main, None, Out::Nowhere, Out::Nowhere).until_started();
-    if let Some(signals) = signals {
-        relay = relay.signals(signals, Pause::Nothing);
-    }
-    let done = relay.run()?;
-    vm.marks.extend(done.marks);
-    match done.over {
-        // A command that is over at once has started, too.
-        Over::Started | Over::Exit(_) => {
-            vm.detach()?;
-            Ok(vm)
-        }
-        Over::Refused(refusal) => Err(refusal.error()),
-        _ => Err(vm.lost()),
-    }
+    let own = Own { claim: Some(claim), child, monitor, main: Some(main), keep, left: false };
+    let vm = Vm { id, name, dir, own: Some(own), marks };
+    payload.map(|_| vm)
 }
 
 /// The machine that lives under this name, id or process number.
@@ -193,6 +184,31 @@ impl Vm {
         self.marks.iter().cloned().chain(start::marks(&self.dir)).collect()
     }
 
+    /// Where the main command is to be detached, waits until it has started and leaves the machine alone. `Some`: it
+    /// has not, because of this.
+    pub(crate) fn detach_if_asked(
+        &mut self,
+        options: &BootOptions,
+        signals: Option<Signals>,
+        limit: Option<Instant>,
+    ) -> Result<Option<Over>> {
+        if !options.command.detached {
+            return Ok(None);
+        }
+        let Some(relay) = self.relay_main(None, Out::Nowhere, Out::Nowhere) else { return Ok(Some(Over::Lost)) };
+        let mut relay = relay.until_started().limit(limit);
+        if let Some(signals) = signals {
+            relay = relay.signals(signals, Pause::Nothing);
+        }
+        let done = relay.run()?;
+        self.marks.extend(done.marks);
+        match done.over {
+            // A command that is over at once has started, too.
+            Over::Started | Over::Exit(_) => self.detach().map(|()| None),
+            over => Ok(Some(over)),
+        }
+    }
+
     /// Runs a command with `stdin` as its input, to its end.
     ///
     /// # Errors
@@ -217,7 +233,17 @@ impl Vm {
     /// # Errors
     /// `EXEC_VSOCK_UNAVAILABLE`, `EXEC_TOO_LONG`, and as its agent refuses it.
     pub fn relay(&self, command: &Command, input: Option<Channel>, output: Out, error: Out) -> Result<Relay> {
-        self.relay_of(&command.request(), input, output, error)
+        self.relay_of(&command.request(), input, output, error, None)
+    }
+
+    /// [`Vm::relay`], whose agent has to answer until `limit`.
+    pub(crate) fn relay_within(
+        &self,
+        limit: Option<Instant>,
+        command: &Command,
+        (input, output, error): (Channel, Out, Out),
+    ) -> Result<Relay> {
+        Ok(self.relay_of(&command.request(), Some(input), output, error, limit)?.limit(limit))
     }
 
     /// Takes part in the main command: its input, output from now on, and end.
@@ -225,11 +251,18 @@ impl Vm {
     /// # Errors
     /// As [`Vm::relay`].
     pub fn relay_attached(&self, input: Option<Channel>, output: Out, error: Out) -> Result<Relay> {
-        self.relay_of(&Request::new(Operation::Attach), input, output, error)
+        self.relay_of(&Request::new(Operation::Attach), input, output, error, None)
     }
 
-    fn relay_of(&self, request: &Request, input: Option<Channel>, output: Out, error: Out) -> Result<Relay> {
-        let (wire, first) = agent::ask(&self.dir, request)?;
+    fn relay_of(
+        &self,
+        request: &Request,
+        input: Option<Channel>,
+        output: Out,
+        error: Out,
+        limit: Option<Instant>,
+    ) -> Result<Relay> {
+        let (wire, first) = agent::ask(&self.dir, request, limit)?;
         let mut relay = Relay::new(wire, input, output, error);
         relay.begin_with(first);
         Ok(relay)
@@ -276,7 +309,7 @@ impl Vm {
     /// # Errors
     /// `EXEC_VSOCK_UNAVAILABLE`, `EXEC_TOO_LONG`.
     pub fn transfer(&self, request: &Request) -> Result<Transfer> {
-        let (wire, first) = agent::ask(&self.dir, request)?;
+        let (wire, first) = agent::ask(&self.dir, request, None)?;
         Ok(Transfer::new(wire, first))
     }
 
@@ -324,16 +357,11 @@ impl Vm {
     pub fn stop(mut self, limit: Duration) -> Result<()> {
         let deadline = Instant::now() + limit;
         // A machine without a working agent is killed.
-        if let Ok(transfer) = self.transfer(&Request::new(Operation::PowerOff))
-            && transfer.finish().is_ok()
-        {
+        if agent::power_off(&self.dir, deadline).is_ok_and(|answered| answered) {
+            let left = deadline.saturating_duration_since(Instant::now());
             match &mut self.own {
-                Some(own) => {
-                    let left = deadline.saturating_duration_since(Instant::now());
-                    own.wait(left);
-                }
+                Some(own) => own.wait(left),
                 None => {
-                    let left = deadline.saturating_duration_since(Instant::now());
                     if let Ok(vm) = Registry::open()?.find(&self.id) {
                         vm.wait_dead(left);
                     }

@@ -2,7 +2,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -10,7 +10,6 @@ use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use machinen_abi::AGENT_PORT;
-use machinen_abi::body::Mark;
 use machinen_abi::frame::Kind;
 use machinen_initramfs::layout::config::Config;
 use machinen_initramfs::layout::{self, Layout, Spec};
@@ -26,7 +25,7 @@ use super::resolve::{Kernel, resolve_image, resolve_kernel, resolve_vmm};
 use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
-use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal};
+use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
@@ -143,7 +142,7 @@ impl Prepared<'_> {
         }
     }
 
-    fn start_in(self, claim: &Claim, signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Step> {
+    fn start_in(self, claim: &Claim, mut signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Step> {
         let listener = claim.socket(MAIN_SOCKET).and_then(UnixListener::bind).map_err(|cause| {
             Error::host("BOOT_DIRECTORY", format!("make a socket in {}", claim.dir.display()), cause)
         })?;
@@ -156,8 +155,8 @@ impl Prepared<'_> {
         entry.helpers.extend(helper);
         let monitor = running.identify(&mut entry)?;
         claim.write(&entry)?;
-        match running.wait(&listener, &monitor, signals, limit)? {
-            Waited::Connected => {}
+        match running.wait(listener.as_fd(), &monitor, signals.as_deref_mut(), limit)? {
+            Waited::Ready => {}
             Waited::Signal(signal) => return Ok(Step::Signal(signal)),
             Waited::Limit => return Ok(Step::Limit),
         }
@@ -165,10 +164,15 @@ impl Prepared<'_> {
         let (stream, _) =
             accepted.map_err(|cause| Error::host("BOOT_DIRECTORY", "accept the guest's connection", cause))?;
         let mut main = Wire::new(stream)?;
-        match ready(&mut main, &mut marks, limit)? {
-            Ready::Yes => {}
-            Ready::Ended => return Err(running.died()),
-            Ready::Limit => return Ok(Step::Limit),
+        while !is_ready(&mut main, &mut marks)? {
+            if main.is_over() {
+                return Err(running.died());
+            }
+            match running.wait(main.as_fd(), &monitor, signals.as_deref_mut(), limit)? {
+                Waited::Ready => main.fill(),
+                Waited::Signal(signal) => return Ok(Step::Signal(signal)),
+                Waited::Limit => return Ok(Step::Limit),
+            }
         }
         marks.push((now_ns(), "guest ready".into()));
         let child = running.child.take().ok_or_else(|| protocol("no monitor"))?;
@@ -258,32 +262,27 @@ fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// What a guest said first.
-enum Ready {
-    Yes,
-    Ended,
-    Limit,
-}
-
-/// Waits until the guest asks for its command.
-fn ready(main: &mut Wire, marks: &mut Vec<(u64, String)>, limit: Option<Instant>) -> Result<Ready> {
-    loop {
-        match main.receive(limit)? {
-            Some((Kind::Mark, payload)) => {
-                let mark = Mark::parse(&payload).ok_or_else(|| protocol("a mark that makes no sense"))?;
-                marks.push((mark.time_ns, mark.name.to_owned()));
+/// Whether the guest has asked for its command, in what has come.
+fn is_ready(main: &mut Wire, marks: &mut Vec<(u64, String)>) -> Result<bool> {
+    while let Some((kind, payload)) = main.next_frame()? {
+        match kind {
+            Kind::Mark => add_mark(marks, &payload)?,
+            Kind::Ready => {
+                let version = payload.try_into().map(u16::from_le_bytes);
+                let version = version.map_err(|_| protocol("a version that makes no sense"))?;
+                if version == machinen_abi::VERSION {
+                    return Ok(true);
+                }
+                let own = machinen_abi::VERSION;
+                let message = format!("the guest's /init has version {version} of the protocol, this tool {own}");
+                return Err(Error::new("EXEC_VERSION", message)
+                    .hint("take /init and this tool from the same build; MACHINEN_INIT names another /init"));
             }
-            Some((Kind::Ready, payload)) if payload == machinen_abi::VERSION.to_le_bytes() => return Ok(Ready::Yes),
-            Some((Kind::Ready, _)) => {
-                return Err(Error::new("EXEC_VERSION", "the guest's /init speaks another version of the protocol")
-                    .hint("take /init and this tool from the same build"));
-            }
-            Some((Kind::Failed, payload)) => return Err(Refusal::parse(&payload)?.error()),
-            Some(_) => return Err(protocol("a frame that has no place before the first")),
-            None if main.is_over() => return Ok(Ready::Ended),
-            None => return Ok(Ready::Limit),
+            Kind::Failed => return Err(Refusal::parse(&payload)?.error()),
+            _ => return Err(protocol("a frame that has no place before the first")),
         }
     }
+    Ok(false)
 }
 
 /// First use: what to type.
@@ -365,7 +364,7 @@ fn network(publish: &[String], command: &mut Command) -> Result<std::os::unix::n
 
 /// What a start waited for.
 enum Waited {
-    Connected,
+    Ready,
     Signal(i32),
     Limit,
 }
@@ -390,10 +389,10 @@ impl Running<'_> {
         Ok(pidfd)
     }
 
-    /// Waits until the guest connects.
+    /// Waits until there is something to read from the guest.
     fn wait(
         &mut self,
-        listener: &UnixListener,
+        guest: BorrowedFd<'_>,
         monitor: &OwnedFd,
         mut signals: Option<&mut Signals>,
         limit: Option<Instant>,
@@ -404,7 +403,7 @@ impl Running<'_> {
                 return Ok(Waited::Limit);
             }
             let left = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut fds = vec![PollFd::new(listener, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
+            let mut fds = vec![PollFd::from_borrowed_fd(guest, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
             if let Some(signals) = signals.as_deref() {
                 fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
             }
@@ -414,7 +413,7 @@ impl Running<'_> {
             }
             let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
             if ready[0] {
-                return Ok(Waited::Connected);
+                return Ok(Waited::Ready);
             }
             if ready[1] {
                 return Err(self.died());
