@@ -108,7 +108,7 @@ fn execs(vm: &Vm, rounds: u32) -> Result<()> {
 
 /// A byte to a `cat` and back: in the guest over its vsock, and in a process here over a socket pair.
 fn messages(vm: &Vm) -> Result<()> {
-    let (mut wire, _) = agent::ask(vm.dir(), &request::Command::new(["cat"]).request())?;
+    let (mut wire, _) = agent::ask(vm.dir(), &request::Command::new(["cat"]).request(), None)?;
     let limit = Instant::now() + LIMIT;
     let mut before = None;
     for round in 0..WARM_UP + MESSAGES {
