@@ -7,6 +7,26 @@
 //! - [`Platform::set_irq`]: the level of a device's line changed;
 //! - [`Platform::run`]: one KVM_RUN, with what the guest accessed passed on to a [`Registers`].
 
+/// Cortex-A and its like: GIC, PSCI, a device tree. What has no KVM in it is there for tests of any host.
+#[cfg(any(target_arch = "aarch64", test))]
+pub mod aarch64 {
+    pub mod fdt;
+    #[cfg(target_arch = "aarch64")]
+    mod gic;
+    pub mod layout;
+    pub mod node;
+    #[cfg(target_arch = "aarch64")]
+    pub mod platform;
+}
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::{
+    layout::{
+        BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, NAME, UART_IRQ, VIRTIO_START, device_words, kernel_window, ranges,
+        virtio_irq,
+    },
+    platform::{Platform, host_ram_limit_bytes},
+};
+
 #[cfg(target_arch = "x86_64")]
 mod x86_64;
 #[cfg(target_arch = "x86_64")]
