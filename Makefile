@@ -3,8 +3,10 @@
 .DEFAULT_GOAL := help
 SHELL := /bin/bash
 
-arch := $(shell uname -m)
-target := $(arch)-unknown-linux-musl
+host := $(shell uname -m)
+# ARCH=name in either form: what lab, rootfs and kernel are for.
+arch := $(subst arm64,aarch64,$(subst amd64,x86_64,$(or $(ARCH),$(host))))
+target := $(host)-unknown-linux-musl
 # Debian's name, for what is made in the cache.
 debian_arch := $(subst aarch64,arm64,$(subst x86_64,amd64,$(arch)))
 out := $(or $(CARGO_TARGET_DIR),target)/$(target)/release
@@ -57,13 +59,13 @@ lint: deps ## format and lints for both architectures
 bench: deps lab kernel build ## every figure beside what it is compared with, also in target/bench/report.json
 	@cargo bench --quiet -p machinen-benches --bench '*' --target $(target)
 
-kernel: deps ## the tuned guest kernel, cached; ARCH=name as in uname -m
-	@fixtures/kernel/build $(or $(ARCH),$(arch))
+kernel: deps ## the tuned guest kernel, cached; ARCH=name for another architecture
+	@fixtures/kernel/build $(arch)
 
-rootfs: deps ## the root file system for test guests, cached
+rootfs: deps ## the root file system for test guests, cached; ARCH as above
 	@fixtures/lab/rootfs $(debian_arch)
 
-lab: deps ## kernel and initramfs of the lab, cached
+lab: deps ## kernel and initramfs of the lab, cached; ARCH as above
 	@fixtures/lab/prepare $(debian_arch)
 
 deps: ## install missing Debian packages and Rust targets

@@ -97,7 +97,7 @@ fn run(options: &Options) -> Result<bool, String> {
     }
 
     let bin_dir = bin_dir()?;
-    let assets = lab::assets_dir();
+    let assets = lab::Arch::OWN.assets_dir();
     let setting = Setting { bin_dir: &bin_dir, assets: &assets, limit: options.limit };
     let needs_kvm = selected.iter().any(|(executable, _)| executable.class != Class::Host);
     let place = match &options.place {

@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::record::Test;
-use crate::{Run, musl_target};
+use crate::Run;
+use crate::lab::Arch;
 
 /// What a test executable needs, told by the name of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,7 +42,7 @@ pub fn build() -> Result<Vec<Executable>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
         .args(["test", "--quiet", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(["--target", &musl_target()])
+        .args(["--target", &Arch::OWN.musl_target()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()

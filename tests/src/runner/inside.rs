@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 use super::discover::Executable;
 use super::execute::{Setting, execute};
 use super::record::{Line, Record, Test, Verdict};
-use crate::lab::{Job, Lab, program};
+use crate::lab::{Arch, Job, Lab, program};
 
 /// Where things are in the lab. `/tmp` is the large file system.
 const RUNNER: &str = "/tmp/lab/machinen-test";
@@ -70,7 +70,7 @@ pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mu
     });
     let mut why = match job(executables, setting, open_count(executables)) {
         Ok((job, plan)) => {
-            let result = Lab::open().and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
+            let result = Lab::open(Arch::OWN).and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
             // The lab has ended: nobody reads the plan any more.
             let _ = fs::remove_file(plan);
             match result {
