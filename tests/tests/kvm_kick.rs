@@ -2,6 +2,9 @@
 //!
 //! Tests of a thread's signals send them to the thread, so that tests may run beside each other.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
