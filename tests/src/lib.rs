@@ -59,6 +59,12 @@ pub fn asset(name: &str) -> PathBuf {
     path
 }
 
+/// Name of the asset that is a minimal Debian with CRIU and Python.
+#[must_use]
+pub fn rootfs(arch: lab::Arch) -> String {
+    format!("rootfs-debian-{}.tar", arch.debian())
+}
+
 /// Whether tests shall take their time (`make soak`): gigabytes and hundreds of rounds instead of a few.
 #[must_use]
 pub fn soak() -> bool {

@@ -40,7 +40,8 @@ impl Machine {
         assert!(ram.write(GuestAddress(LOAD_ADDRESS), guest.code));
         let kick = Kick::new().unwrap();
         let mut platform = Platform::new(&kvm, &vm, &kick).unwrap();
-        let boot = Boot { entry: GuestAddress(LOAD_ADDRESS), initrd: None, cmdline: String::new(), devices: 0 };
+        let (entry, cmdline) = (GuestAddress(LOAD_ADDRESS), String::new());
+        let boot = Boot { entry, initrd: None, cmdline, devices: 0, dtb: None };
         platform.prepare(&ram, &boot).unwrap();
         Machine { vm, platform, kick, _ram: ram }
     }

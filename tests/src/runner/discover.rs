@@ -34,15 +34,18 @@ pub struct Executable {
     pub class: Class,
 }
 
-/// Builds all test executables of the workspace.
+/// Builds all test executables of the workspace for an architecture; for another one than this host's, those that can run in
+/// its lab.
 ///
 /// # Errors
 /// When the build fails; cargo has said why on stderr.
-pub fn build() -> Result<Vec<Executable>, String> {
+pub fn build(arch: Arch) -> Result<Vec<Executable>, String> {
+    let foreign = arch != Arch::OWN;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
-        .args(["test", "--quiet", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(["--target", &Arch::OWN.musl_target()])
+        .args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(if foreign { ["--package", env!("CARGO_PKG_NAME")].as_slice() } else { &["--workspace"] })
+        .args(["--target", &arch.musl_target()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -50,7 +53,9 @@ pub fn build() -> Result<Vec<Executable>, String> {
     if !output.status.success() {
         return Err("the tests do not build".to_owned());
     }
-    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+    let mut found = executables(&String::from_utf8_lossy(&output.stdout));
+    found.retain(|executable| !foreign || executable.class != Class::Host);
+    Ok(found)
 }
 
 /// Reads cargo's messages (JSON lines), sorted by label.

@@ -54,17 +54,25 @@ pub fn tree(boot: &Boot, ram: Range, gic: Gic, seed: &[u8; SEED_BYTES]) -> Tree 
 }
 
 fn chosen(boot: &Boot, seed: &[u8; SEED_BYTES]) -> Node {
-    let mut node = Node::new("chosen")
-        .strings("bootargs", &[&boot.cmdline])
-        .strings("stdout-path", &[&format!("/{}", uart().name)])
-        .bytes("rng-seed", seed);
-    if let Some((start, bytes)) = boot.initrd {
-        node = node.wide("linux,initrd-start", &[start.0]).wide("linux,initrd-end", &[start.0 + bytes]);
-    }
+    let mut node = Node::new("chosen").strings("stdout-path", &[&format!("/{}", uart().name)]);
+    set_chosen(&mut node, boot, seed);
     node
 }
 
-fn memory(ram: Range) -> Node {
+/// Sets what to boot in the node `chosen`.
+pub fn set_chosen(node: &mut Node, boot: &Boot, seed: &[u8; SEED_BYTES]) {
+    node.set("bootargs", [boot.cmdline.as_bytes(), &[0]].concat());
+    node.set("rng-seed", seed.to_vec());
+    let [start, end] = ["linux,initrd-start", "linux,initrd-end"];
+    node.properties.retain(|(name, _)| name != start && name != end);
+    if let Some((at, bytes)) = boot.initrd {
+        node.set(start, at.0.to_be_bytes().to_vec());
+        node.set(end, (at.0 + bytes).to_be_bytes().to_vec());
+    }
+}
+
+/// RAM.
+pub fn memory(ram: Range) -> Node {
     let name = format!("memory@{:x}", ram.start.0);
     Node::new(name).strings("device_type", &["memory"]).wide("reg", &[ram.start.0, ram.bytes])
 }
@@ -173,6 +181,7 @@ mod tests {
             initrd: initrd.then_some((GuestAddress(0x47f0_0000), 0x1234)),
             cmdline: "console=ttyS0 quiet".into(),
             devices,
+            dtb: None,
         }
     }
 

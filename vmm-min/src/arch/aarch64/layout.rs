@@ -61,6 +61,8 @@ pub const VIRTIO_START: u64 = 0x0a00_0000;
 pub const RAM_START: u64 = 0x4000_0000;
 /// The device tree's room. Kernels map 2 MiB of it, and want it in 2 MiB that begin at a multiple of that.
 pub const FDT_BYTES: u64 = 2 << 20;
+/// Most bytes of a device tree that the user gives: there are to be more in it then.
+pub const MOST_DTB_BYTES: u64 = FDT_BYTES / 2;
 /// Kernel and initrd lie in a window of this size (Documentation/arch/arm64/booting.rst in Linux).
 const KERNEL_WINDOW_BYTES: u64 = 32 << 30;
 

@@ -7,10 +7,11 @@ use kvm_bindings::{
 use kvm_ioctls::{Cap, DeviceFd, Kvm, VcpuExit, VcpuFd, VmFd};
 use vm_memory::GuestAddress;
 
+use super::dtb;
 use super::fdt::{self, Gic};
 use super::gic::{self, Lines};
 use super::layout;
-use crate::arch::{Boot, End, Registers, Step};
+use crate::arch::{Boot, Dtb, End, Registers, Step};
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
@@ -31,6 +32,14 @@ pub fn host_ram_limit_bytes() -> u64 {
     let bits = Kvm::new().ok().and_then(|kvm| u32::try_from(kvm.get_host_ipa_limit()).ok());
     let bits = bits.filter(|bits| (32..=52).contains(bits)).unwrap_or(PHYSICAL_ADDRESS_BITS);
     (1u64 << bits) - layout::RAM_START
+}
+
+/// The bytes of the user's device tree with this machine put in.
+fn patched(own: &Dtb, boot: &Boot, ram: &Ram, seed: &[u8; fdt::SEED_BYTES]) -> Result<Vec<u8>> {
+    let refused = |why: &str| Error::usage("DTB_MALFORMED", format!("device tree {}: {why}", own.path), "");
+    let tree = dtb::patched(&own.bytes, boot, ram.first_range(), seed).map_err(refused)?;
+    let bytes = tree.to_bytes().map_err(|cause| refused(&cause.to_string()))?;
+    if bytes.len() as u64 > layout::FDT_BYTES { Err(refused("it is too large")) } else { Ok(bytes) }
 }
 
 /// Interrupt controller and vCPU.
@@ -68,7 +77,7 @@ impl Platform {
     /// Writes the device tree and sets the registers as Documentation/arch/arm64/booting.rst asks: x0 points to the
     /// tree. The others are right from KVM_ARM_VCPU_INIT on: EL1, interrupts masked, MMU off, x1 to x3 zero.
     ///
-    /// Errors: `CMDLINE_TOO_LONG`.
+    /// Errors: `CMDLINE_TOO_LONG`, `DTB_MALFORMED`.
     pub fn prepare(&mut self, ram: &Ram, boot: &Boot) -> Result<()> {
         if boot.cmdline.len() >= CMDLINE_BYTES {
             return Err(Error::usage(
@@ -79,7 +88,10 @@ impl Platform {
         }
         let mut seed = [0; fdt::SEED_BYTES];
         sys::random(&mut seed).map_err(|cause| Error::host("HOST_RANDOM", "getrandom", cause))?;
-        let tree = fdt::tree(boot, ram.first_range(), self.gic, &seed).to_bytes().expect("a tree of our own");
+        let tree = match &boot.dtb {
+            None => fdt::tree(boot, ram.first_range(), self.gic, &seed).to_bytes().expect("a tree of our own"),
+            Some(own) => patched(own, boot, ram, &seed)?,
+        };
         let at = GuestAddress(layout::RAM_START);
         ram.populate(at, tree.len() as u64);
         assert!(ram.write(at, &tree), "RAM holds at least the tree");

@@ -41,6 +41,8 @@ use ioapic::IoApic;
 pub const NAME: &str = "x86_64";
 /// `e_machine` of ELF files for this architecture.
 pub const ELF_MACHINE: u16 = 62;
+/// Most bytes of a device tree that the user gives: there are none here.
+pub const MOST_DTB_BYTES: u64 = 0;
 /// Interrupt line of the UART.
 pub const UART_IRQ: usize = 4;
 /// Words of the kernel command line that every guest gets first.

@@ -140,6 +140,7 @@ mod tests {
             initrd: Some((GuestAddress(0x700_0000), 0x1234)),
             cmdline: "quiet".into(),
             devices: 0,
+            dtb: None,
         }
     }
 
