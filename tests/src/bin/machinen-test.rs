@@ -88,16 +88,16 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
 
 /// Whether tests ran and none failed.
 fn run(options: &Options) -> Result<bool, String> {
+    let foreign = options.arch != Arch::OWN;
     let mut selected = Vec::new();
-    for executable in discover::build(Arch::OWN)? {
+    for executable in discover::build(Arch::OWN, foreign)? {
         let mut tests = discover::tests(&executable)?;
         tests.retain(|test| test.to_string().contains(&options.filter));
         selected.push((executable, tests));
     }
-    let foreign = options.arch != Arch::OWN;
     if foreign {
         // Only this host's executables can be asked for their tests here.
-        let theirs = discover::build(options.arch)?;
+        let theirs = discover::build(options.arch, true)?;
         let same = |own: &Executable| theirs.iter().find(|executable| executable.label == own.label).cloned();
         selected = selected.into_iter().filter_map(|(own, tests)| Some((same(&own)?, tests))).collect();
     }

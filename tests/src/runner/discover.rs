@@ -34,17 +34,15 @@ pub struct Executable {
     pub class: Class,
 }
 
-/// Builds all test executables of the workspace for an architecture; for another one than this host's, those that can run in
-/// its lab.
+/// Builds the test executables of the workspace for an architecture: all, or those that can run in a lab.
 ///
 /// # Errors
 /// When the build fails; cargo has said why on stderr.
-pub fn build(arch: Arch) -> Result<Vec<Executable>, String> {
-    let foreign = arch != Arch::OWN;
+pub fn build(arch: Arch, lab_only: bool) -> Result<Vec<Executable>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
         .args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(if foreign { ["--package", env!("CARGO_PKG_NAME")].as_slice() } else { &["--workspace"] })
+        .args(if lab_only { ["--package", env!("CARGO_PKG_NAME")].as_slice() } else { &["--workspace"] })
         .args(["--target", &arch.musl_target()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
@@ -54,7 +52,7 @@ pub fn build(arch: Arch) -> Result<Vec<Executable>, String> {
         return Err("the tests do not build".to_owned());
     }
     let mut found = executables(&String::from_utf8_lossy(&output.stdout));
-    found.retain(|executable| !foreign || executable.class != Class::Host);
+    found.retain(|executable| !lab_only || executable.class != Class::Host);
     Ok(found)
 }
 
