@@ -28,12 +28,30 @@ pub use aarch64::{
     platform::{Platform, host_ram_limit_bytes},
 };
 
-#[cfg(target_arch = "x86_64")]
-mod x86_64;
+/// Split interrupt controller, ports, ACPI. What has no KVM in it is there for tests of any host.
+#[cfg(any(target_arch = "x86_64", test))]
+pub mod x86_64 {
+    pub mod acpi;
+    #[cfg(target_arch = "x86_64")]
+    mod cpu;
+    #[cfg(target_arch = "x86_64")]
+    mod cpuid;
+    pub mod ioapic;
+    pub mod layout;
+    pub mod mptable;
+    #[cfg(target_arch = "x86_64")]
+    pub mod platform;
+    // The kernel's structures are linux-loader's, which has them on x86_64 only.
+    #[cfg(target_arch = "x86_64")]
+    mod tables;
+}
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{
-    BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, MOST_DTB_BYTES, NAME, Platform, UART_IRQ, VIRTIO_START, device_words,
-    host_ram_limit_bytes, kernel_window, ranges, virtio_irq,
+    layout::{
+        BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, MOST_DTB_BYTES, NAME, UART_IRQ, VIRTIO_START, device_words,
+        kernel_window, ranges, virtio_irq,
+    },
+    platform::{Platform, host_ram_limit_bytes},
 };
 
 use std::time::Instant;
