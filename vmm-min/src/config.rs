@@ -29,7 +29,7 @@ const NOT_YET: [&str; 1] = ["MACHINEN_CTL"];
 /// that ended it.
 #[derive(FromArgs)]
 struct Args {
-    /// kernel: ELF vmlinux or bzImage, - for stdin [MACHINEN_KERNEL]
+    /// kernel: ELF vmlinux, bzImage or arm64 Image, - for stdin [MACHINEN_KERNEL]
     #[argh(option, arg_name = "file")]
     kernel: Option<String>,
     /// initial RAM file system, - for stdin [MACHINEN_INITRD]
