@@ -38,6 +38,7 @@ demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh m
 
 # What tests boot beside the lab's own kernel and busybox is for x86_64 so far; others' tests that want it fail.
 test: deps lab $(if $(filter x86_64,$(arch)),rootfs kernel) build ## all tests, Linux guests included (in the lab where the host cannot run them); ARCH=name for another
+	@cargo test --quiet --doc --package machinen --target $(target)
 	@$(out)/machinen-test $(foreign:%=--arch %) $(TEST_ARGS)
 
 shell: deps lab rootfs kernel build ## a shell in the lab, with the tools, a kernel and an image
@@ -50,8 +51,9 @@ soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock a
 fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the corpus on
 	@fixtures/fuzz $(FUZZ_SECONDS)
 
-check: lint ## format, lints, unit tests
+check: lint ## format, lints, unit tests, examples in the documentation
 	@cargo test --quiet --workspace --lib --target $(target)
+	@cargo test --quiet --doc --package machinen --target $(target)
 
 lint: deps ## format and lints for both architectures
 	@cargo fmt --all --check

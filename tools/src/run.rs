@@ -135,8 +135,10 @@ pub fn run(args: Args, command: Option<Vec<OsString>>) -> std::result::Result<Sa
     let trouble = |error: Error| error.diagnostic(EXIT_TOOL);
     let prepared = prepare(&options).map_err(trouble)?;
     let mut signals = Signals::take().map_err(|cause| trouble(Error::host("RUN_SIGNALS", "take signals", cause)))?;
-    let vm = match prepared.start(Some(&mut signals), until).map_err(trouble)? {
-        Outcome::Started(claim, started) => launch(claim, *started, &options).map_err(|error| {
+    let started = prepared.start(Some(&mut signals), until);
+    let (detached, signals) = if args.detach { (Some(signals), None) } else { (None, Some(signals)) };
+    let vm = match started.map_err(trouble)? {
+        Outcome::Started(claim, started) => launch(claim, *started, &options, detached).map_err(|error| {
             let exit = match error.code() {
                 "EXEC_NOT_FOUND" => 127,
                 "EXEC_CANNOT_EXECUTE" => 126,
@@ -147,10 +149,10 @@ pub fn run(args: Args, command: Option<Vec<OsString>>) -> std::result::Result<Sa
         Outcome::Signal(signal) => return end(Over::Signal(signal), limit, unreachable_end).map(exit),
         Outcome::Limit => return end(Over::Limit, limit, unreachable_end).map(exit),
     };
-    if args.detach {
+    let Some(signals) = signals else {
         write_trace(&args, &vm.marks())?;
         return Ok(Said { text: describe(&vm, args.json), exit: 0 });
-    }
+    };
     attached(&args, &stdio, vm, signals, limit, until).map(exit)
 }
 

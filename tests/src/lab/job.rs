@@ -9,6 +9,10 @@ use std::time::Duration;
 
 use super::{Arch, Error, terminal};
 
+/// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the command
+/// gets one over it, with the same files.
+const MOVE_ROOT: &[u8] = b"mkdir -p /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; ";
+
 /// One command to run in the lab, as root, without stdin, in `/`.
 #[derive(Clone, Debug)]
 pub struct Job {
@@ -96,12 +100,12 @@ impl Job {
 
     /// The shell script that becomes the command.
     fn run_script(&self, arch: Arch) -> Vec<u8> {
-        let mut script = Vec::new();
+        let mut script = MOVE_ROOT.to_vec();
         if self.terminal {
             // The shell leads a session without a terminal: the first that it opens becomes its own.
             script.extend(terminal::script(arch.line_device()));
         }
-        script.extend_from_slice(b"exec env -i PATH=/bin HOME=/root");
+        script.extend_from_slice(b"exec chroot . env -i PATH=/bin HOME=/root");
         for (name, value) in &self.env {
             quote(&mut script, &[name.as_bytes(), b"=", value.as_bytes()].concat());
         }
@@ -177,6 +181,10 @@ mod tests {
         let mut job = Job::new(["echo", "it's", "$HOME `x` \"\\\n"]);
         job.env.push(("A B".into(), "c'd".into()));
         let script = String::from_utf8(job.run_script(super::Arch::OWN)).unwrap();
-        assert_eq!(script, "exec env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n");
+        let command = &script[script.find("exec").unwrap()..];
+        assert_eq!(
+            command,
+            "exec chroot . env -i PATH=/bin HOME=/root 'A B=c'\\''d' 'echo' 'it'\\''s' '$HOME `x` \"\\\n'\n"
+        );
     }
 }

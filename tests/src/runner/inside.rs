@@ -43,10 +43,6 @@ const BINS: &[&str] = &[
 ];
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned"];
 
-/// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the runner
-/// gets one over it, with the same files.
-const MOVE_ROOT: &str = "mkdir /mnt; mount --rbind / /mnt; cd /mnt; mount --move . /; exec chroot . \"$@\"";
-
 /// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
 const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
 /// What tmux reads: of the terminal that it is itself, and of its characters.
@@ -104,7 +100,7 @@ fn job(
     setting: &Setting,
     count: u32,
 ) -> Result<(Job, PathBuf), String> {
-    let mut job = Job::new(["sh", "-ec", MOVE_ROOT, "sh", RUNNER, "--inside", PLAN]);
+    let mut job = Job::new([RUNNER, "--inside", PLAN]);
     job.memory_mib = MEMORY_MIB;
     // Each test has its own limit inside; this one is for a lab that hangs.
     job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;

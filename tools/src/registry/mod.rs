@@ -9,6 +9,22 @@
 //! - [`entry`]: what is written about it; [`name`]: what it may be called.
 //! - [`vm`]: a machine that is there, and its end; [`process`]: its processes; [`memory`]: what it takes.
 //! - [`gc`]: removing what dead ones left.
+//!
+//! ```
+//! use machinen::registry::Registry;
+//!
+//! # fn main() -> machinen::error::Result<()> {
+//! # let dir = std::env::temp_dir().join(format!("machinen-doc-{}", std::process::id()));
+//! let registry = Registry::at(&dir)?;
+//! let claim = registry.create(Some("worker/1"))?;
+//! let taken = registry.create(Some("worker/1")).expect_err("one machine for each name");
+//! assert_eq!((taken.code(), taken.is_retryable()), ("REGISTRY_NAME_TAKEN", false));
+//! drop(claim); // nothing was started: nothing is left
+//! assert!(registry.list()?.is_empty() && registry.gc(false)?.is_empty());
+//! # let _ = std::fs::remove_dir_all(dir);
+//! # Ok(())
+//! # }
+//! ```
 
 pub mod claim;
 pub mod entry;

@@ -37,8 +37,9 @@ pub use self::resolve::{Kernel, default_memory_mib, resolve_image, resolve_kerne
 use self::start::{BOOT_LOG, Outcome, Started, prepare, tail};
 use crate::agent;
 use crate::agent::channel::Channel;
-use crate::agent::relay::{Done, Out, Over, Relay};
+use crate::agent::relay::{Done, Out, Over, Pause, Relay};
 use crate::agent::request::{Command, Request};
+use crate::agent::signals::Signals;
 use crate::agent::transfer::Transfer;
 use crate::agent::wire::Wire;
 use crate::error::{Error, Result};
@@ -109,13 +110,13 @@ pub struct Stats {
 /// ports, `REGISTRY_…` of its name, `EXEC_…` of its command where it is detached.
 pub fn boot(options: &BootOptions) -> Result<Vm> {
     match prepare(options)?.start(None, None)? {
-        Outcome::Started(claim, started) => launch(claim, *started, options),
+        Outcome::Started(claim, started) => launch(claim, *started, options, None),
         Outcome::Signal(_) | Outcome::Limit => Err(Error::new("BOOT_ENDED", "the start was given up")),
     }
 }
 
-/// Sends the main command; of a detached one also waits until it has started.
-pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions) -> Result<Vm> {
+/// Sends the main command; of a detached one also waits until it has started, passing `signals` on.
+pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions, signals: Option<Signals>) -> Result<Vm> {
     let Started { child, monitor, mut main, marks } = started;
     let (id, name, dir) = (claim.id.clone(), claim.name().map(str::to_owned), claim.dir.clone());
     let own = Own { claim: Some(claim), child, monitor, main: None, keep: options.keep, left: false };
@@ -128,7 +129,11 @@ pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions) -> R
         }
         return Ok(vm);
     }
-    let done = Relay::new(main, None, Out::Nowhere, Out::Nowhere).until_started().run()?;
+    let mut relay = Relay::new(main, None, Out::Nowhere, Out::Nowhere).until_started();
+    if let Some(signals) = signals {
+        relay = relay.signals(signals, Pause::Nothing);
+    }
+    let done = relay.run()?;
     vm.marks.extend(done.marks);
     match done.over {
         // A command that is over at once has started, too.
