@@ -16,7 +16,7 @@ use std::time::Duration;
 
 use machinen_benches::{Report, Samples, program};
 use machinen_fixtures::TempFile;
-use machinen_tests::lab::{self, Job, Lab, assets_dir};
+use machinen_tests::lab::{self, Arch, Job, Lab};
 use machinen_tests::runner::place::Place;
 use serde_json::{Value, json};
 
@@ -56,7 +56,7 @@ fn main() -> Result<()> {
     let place = Place::probe(program("vmm-min").parent().unwrap_or(Path::new(".")))?;
     for kernel in KERNELS {
         let rows = |suffix: &str| [format!("{}{suffix}", kernel.name), format!("{}_qemu{suffix}", kernel.name)];
-        let path = assets_dir().join(kernel.file);
+        let path = Arch::OWN.assets_dir().join(kernel.file);
         if !path.exists() {
             rows("")
                 .iter()
@@ -143,7 +143,7 @@ impl Bench<'_> {
         file("/sbin/ldconfig".into(), "/bin/ldconfig");
         job.files.extend(qemu_files()?);
         let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-        let outcome = Lab::open()?.run(&job, &mut stdout, &mut stderr)?;
+        let outcome = Lab::open(Arch::OWN)?.run(&job, &mut stdout, &mut stderr)?;
         match outcome.code {
             0 => Ok(String::from_utf8(stdout)?),
             code => {

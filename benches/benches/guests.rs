@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use machinen_benches::{Report, Samples, program};
 use machinen_fixtures::TempFile;
-use machinen_tests::lab::{Job, Lab, assets_dir};
+use machinen_tests::lab::{Arch, Job, Lab};
 use machinen_tests::runner::place::Place;
 use serde_json::Value;
 
@@ -79,7 +79,7 @@ fn name(row: &str) -> &str {
 
 /// The lines of machinen-guests.
 fn measure() -> Result<String> {
-    let kernel = assets_dir().join(KERNEL);
+    let kernel = Arch::OWN.assets_dir().join(KERNEL);
     if !kernel.exists() {
         return Err(format!("{} is missing: make kernel", kernel.display()).into());
     }
@@ -109,7 +109,7 @@ fn measure() -> Result<String> {
         (image, "/b/image".into()),
     ]);
     let (mut stdout, mut stderr) = (Vec::new(), Vec::new());
-    let outcome = Lab::open()?.run(&job, &mut stdout, &mut stderr)?;
+    let outcome = Lab::open(Arch::OWN)?.run(&job, &mut stdout, &mut stderr)?;
     match outcome.code {
         0 => Ok(String::from_utf8(stdout)?),
         code => {
@@ -123,7 +123,7 @@ fn image() -> Result<PathBuf> {
     let root = std::env::temp_dir().join(format!("machinen-guests-{}", std::process::id()));
     fs::create_dir_all(root.join("bin"))?;
     let made = (|| {
-        fs::copy(assets_dir().join("busybox"), root.join("bin/busybox"))?;
+        fs::copy(Arch::OWN.assets_dir().join("busybox"), root.join("bin/busybox"))?;
         for name in ["true", "cat", "sleep"] {
             symlink("busybox", root.join("bin").join(name))?;
         }

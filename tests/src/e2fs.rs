@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use crate::guest::Scratch;
-use crate::{Finished, Run, asset};
+use crate::lab::Arch;
+use crate::{Finished, Run, asset, rootfs};
 
-const ROOTFS: &str = "rootfs-debian-amd64.tar";
 const LOADER: &str = "ld-linux-x86-64.so.2";
 const PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
 const LIBRARIES: [&str; 6] =
@@ -30,7 +30,7 @@ impl E2fs {
     pub fn new() -> Self {
         let scratch = Scratch::new();
         let wanted = || PROGRAMS.iter().chain(&LIBRARIES).chain([&LOADER]);
-        let mut archive = tar::Archive::new(File::open(asset(ROOTFS)).unwrap());
+        let mut archive = tar::Archive::new(File::open(asset(&rootfs(Arch::OWN))).unwrap());
         for entry in archive.entries_with_seek().unwrap() {
             let mut entry = entry.unwrap();
             let path = entry.path().unwrap().into_owned();
@@ -43,7 +43,7 @@ impl E2fs {
             }
         }
         for name in wanted() {
-            assert!(scratch.path(name).exists(), "{name} is not in {ROOTFS}");
+            assert!(scratch.path(name).exists(), "{name} is not in the root file system");
         }
         Self(scratch)
     }

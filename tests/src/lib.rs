@@ -22,12 +22,6 @@ use std::path::{Path, PathBuf};
 
 pub use run::{Finished, Run};
 
-/// The Rust target that everything is built for.
-#[must_use]
-pub fn musl_target() -> String {
-    format!("{}-unknown-linux-musl", std::env::consts::ARCH)
-}
-
 /// Where downloaded and generated things are kept: `MACHINEN_CACHE_DIR`, or `machinen` in the user's cache.
 #[must_use]
 pub fn cache_dir() -> PathBuf {
@@ -40,7 +34,7 @@ pub fn cache_dir() -> PathBuf {
 /// When it has not been built.
 #[must_use]
 pub fn bin(name: &str) -> PathBuf {
-    let below = Path::new(&musl_target()).join("release");
+    let below = Path::new(&lab::Arch::OWN.musl_target()).join("release");
     let dir = set("MACHINEN_TEST_BIN_DIR").or_else(|| {
         let own = std::env::current_exe().ok()?;
         own.ancestors().map(|dir| dir.join(&below)).find(|dir| dir.join(name).exists())
@@ -56,7 +50,7 @@ pub fn bin(name: &str) -> PathBuf {
 /// When it has not been made.
 #[must_use]
 pub fn asset(name: &str) -> PathBuf {
-    let path = set("MACHINEN_TEST_ASSETS").unwrap_or_else(lab::assets_dir).join(name);
+    let path = set("MACHINEN_TEST_ASSETS").unwrap_or_else(|| lab::Arch::OWN.assets_dir()).join(name);
     let target = match name {
         "vmlinux-tuned" => "kernel",
         name if name.starts_with("rootfs-") => "rootfs",
@@ -64,6 +58,12 @@ pub fn asset(name: &str) -> PathBuf {
     };
     assert!(path.exists(), "{} is missing; run: make {target}", path.display());
     path
+}
+
+/// Name of the asset that is a minimal Debian with CRIU and Python.
+#[must_use]
+pub fn rootfs(arch: lab::Arch) -> String {
+    format!("rootfs-debian-{}.tar", arch.debian())
 }
 
 /// Whether tests shall take their time (`make soak`): gigabytes and hundreds of rounds instead of a few.

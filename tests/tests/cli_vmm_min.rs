@@ -52,6 +52,7 @@ fn help_names_every_flag_with_its_variable() {
     for (flag, variable) in [
         ("--kernel", "[MACHINEN_KERNEL]"),
         ("--initrd", "[MACHINEN_INITRD]"),
+        ("--dtb", "[MACHINEN_DTB]"),
         ("--cmdline", "[MACHINEN_CMDLINE]"),
         ("-m, --memory", "[MACHINEN_MEMORY]"),
         ("--tty", "[MACHINEN_TTY]"),

@@ -1,5 +1,8 @@
 //! What the monitor says about kernels and initrds that it cannot load, and what it takes from a pipe.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::fs::{self, File};
 use std::io::{self, Write};
 use std::os::unix::process::ExitStatusExt;

@@ -1,5 +1,8 @@
 //! One guest for each behaviour of the machine, host half and guest half together.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::io::Read;
 use std::process::Stdio;
 use std::time::Duration;

@@ -2,6 +2,9 @@
 //!
 //! Tests of a thread's signals send them to the thread, so that tests may run beside each other.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -37,7 +40,8 @@ impl Machine {
         assert!(ram.write(GuestAddress(LOAD_ADDRESS), guest.code));
         let kick = Kick::new().unwrap();
         let mut platform = Platform::new(&kvm, &vm, &kick).unwrap();
-        let boot = Boot { entry: GuestAddress(LOAD_ADDRESS), initrd: None, cmdline: String::new(), devices: 0 };
+        let (entry, cmdline) = (GuestAddress(LOAD_ADDRESS), String::new());
+        let boot = Boot { entry, initrd: None, cmdline, devices: 0, dtb: None };
         platform.prepare(&ram, &boot).unwrap();
         Machine { vm, platform, kick, _ram: ram }
     }

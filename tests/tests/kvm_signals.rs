@@ -1,5 +1,8 @@
 //! Signals at every moment of a start, what they leave behind, and the terminal's modes.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::io::{self, Read, Write};
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;

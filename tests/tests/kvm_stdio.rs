@@ -1,5 +1,8 @@
 //! The monitor's stdin and stdout, of every kind that a shell can make.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
+
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;

@@ -1,5 +1,7 @@
 //! virtio registers as a guest of a few instructions sees them, on the real bus.
 
+// Its guests are of x86_64 instructions.
+#![cfg(target_arch = "x86_64")]
 #![forbid(unsafe_code)]
 
 use machinen_fixtures::guest;

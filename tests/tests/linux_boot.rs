@@ -3,13 +3,12 @@
 #![forbid(unsafe_code)]
 
 use std::fs;
-use std::os::unix::fs::{MetadataExt, PermissionsExt, symlink};
+use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 
 use machinen_tests::guest::{Guest, LIMIT, Scratch, monitor};
-use machinen_tests::{Finished, Run, asset, bin};
-
-const ROOTFS: &str = "rootfs-debian-amd64.tar";
+use machinen_tests::lab::Arch;
+use machinen_tests::{Finished, Run, asset, bin, rootfs};
 
 /// Runs a line of shell with the two programs and the assets in its `PATH` and variables.
 fn shell(line: &str, cache: &Scratch) -> Finished {
@@ -18,7 +17,7 @@ fn shell(line: &str, cache: &Scratch) -> Finished {
     Run::new("sh")
         .args(["-c", line])
         .env("PATH", format!("{programs}:{path}"))
-        .env("ROOTFS", asset(ROOTFS))
+        .env("ROOTFS", asset(&rootfs(Arch::OWN)))
         .env("VMLINUZ", asset("vmlinuz"))
         .env("VMLINUX", asset("vmlinux"))
         .env("MACHINEN_CACHE_DIR", cache.path("cache"))
@@ -52,39 +51,6 @@ fn debian_runs_its_programs() {
     assert_eq!((finished.code(), lines.len()), (0, 3), "{printed}");
     assert!(lines[0].starts_with("Linux 6.12.") && lines[0].contains("-cloud-"), "{printed}");
     assert_eq!(lines[1..], ["PRETTY_NAME=\"Debian GNU/Linux 12 (bookworm)\"", "5050"]);
-}
-
-/// Boots a bzImage with `cache` as the cache directory.
-fn boot_bzimage(initrd: &Path, cache: &Path) {
-    let finished = monitor(&asset("vmlinuz"), initrd).env("MACHINEN_CACHE_DIR", cache).finish();
-    assert_eq!(finished.printed(), "booted\n");
-}
-
-#[test]
-fn the_kernel_of_a_bzimage_is_kept_and_a_broken_copy_replaced() {
-    let guest = Guest::busybox("echo booted");
-    let (initrd, cache) = (guest.initrd(), Scratch::new());
-    boot_bzimage(&initrd, &cache.path(""));
-    let mut kernels = fs::read_dir(cache.path("kernels")).unwrap();
-    let kernel = kernels.next().unwrap().unwrap().path();
-    assert!(kernels.next().is_none() && kernel.extension().is_some_and(|extension| extension == "elf"));
-    let made = kernel.metadata().unwrap();
-
-    boot_bzimage(&initrd, &cache.path(""));
-    let used = kernel.metadata().unwrap();
-    assert_eq!((used.ino(), used.mtime_nsec()), (made.ino(), made.mtime_nsec()), "it was made again");
-
-    let content = fs::read(&kernel).unwrap();
-    fs::write(&kernel, &content[..content.len() / 2]).unwrap();
-    boot_bzimage(&initrd, &cache.path(""));
-    assert!(fs::read(&kernel).unwrap() == content);
-}
-
-#[test]
-fn a_bzimage_boots_without_a_cache() {
-    // A file where the directory should be: root may write everywhere else.
-    let guest = Guest::busybox("echo booted");
-    boot_bzimage(&guest.initrd(), &asset("busybox"));
 }
 
 /// Makes an initramfs with these arguments, then `OUT`, and boots it.

@@ -5,7 +5,8 @@
 use std::fs::File;
 use std::io::Read;
 
-use machinen_tests::{asset, bin};
+use machinen_tests::lab::Arch;
+use machinen_tests::{asset, bin, rootfs};
 
 #[test]
 fn kvm_makes_machines() {
@@ -26,7 +27,7 @@ fn the_programs_are_static_executables() {
 fn the_assets_are_whole() {
     assert!(asset("vmlinuz").metadata().unwrap().len() > 1 << 20);
     assert!(asset("busybox").metadata().unwrap().len() > 1 << 20);
-    let rootfs = File::open(asset("rootfs-debian-amd64.tar")).unwrap();
+    let rootfs = File::open(asset(&rootfs(Arch::OWN))).unwrap();
     let mut archive = tar::Archive::new(rootfs);
     let mut entries = archive.entries().unwrap();
     assert!(entries.any(|entry| entry.unwrap().path().unwrap().ends_with("usr/sbin/criu")));

@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::{Scratch, monitor};
-use machinen_tests::{Finished, Run, asset, bin, sys};
+use machinen_tests::lab::Arch;
+use machinen_tests::{Finished, Run, asset, bin, rootfs, sys};
 
 /// Copies thousands of files, looks whether they are the same as before and after all has been read from the disk again.
 const SCRIPT: &str = r#"
@@ -30,7 +31,7 @@ cat /etc/debian_version
 fn image(scratch: &Scratch, e2fs: &E2fs) -> PathBuf {
     let run = Run::new(bin("machinen-rootfs-img")).env("MACHINEN_CACHE_DIR", scratch.path("cache"));
     let run = run.env("MACHINEN_E2FSCK", e2fs.e2fsck()).limit(Duration::from_secs(100));
-    let made = run.arg(asset("rootfs-debian-amd64.tar")).finish();
+    let made = run.arg(asset(&rootfs(Arch::OWN))).finish();
     assert_eq!(made.code(), 0, "{}", made.printed());
     String::from_utf8(made.stdout).unwrap().trim_end().into()
 }

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use machinen_tests::guest::{Guest, Scratch, monitor};
+use machinen_tests::lab::Arch;
 use machinen_tests::{Finished, Run, asset, bin};
 
 /// Exit code and everything printed, which for these guests is all there is to see.
@@ -197,7 +198,8 @@ fn the_system_is_as_documented() {
     assert!(cmdline.ends_with(" first.word=1 second.word=\"two words\""), "{cmdline}");
     assert!(cmdline.contains("console=ttyS0") && !cmdline.contains("machinen.tty"), "{cmdline}");
     let kernel = sections["kernel"][0];
-    assert!(kernel.starts_with("Linux ") && kernel.ends_with("-cloud-amd64 x86_64"), "{kernel}");
+    let ending = format!("-cloud-{} {}", Arch::OWN.debian(), Arch::OWN.name());
+    assert!(kernel.starts_with("Linux ") && kernel.ends_with(&ending), "{kernel}");
     let clock = Duration::from_secs(sections["clock"][0].parse().unwrap());
     assert!(clock.abs_diff(now) < Duration::from_mins(1), "{clock:?} in the guest, {now:?} here");
 }

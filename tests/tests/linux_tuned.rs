@@ -7,7 +7,8 @@ use std::path::Path;
 
 use machinen_tests::e2fs::{E2fs, put_root};
 use machinen_tests::guest::{Guest, Scratch, monitor};
-use machinen_tests::{Finished, Run, asset, bin};
+use machinen_tests::lab::Arch;
+use machinen_tests::{Finished, Run, asset, bin, rootfs};
 
 fn boot(guest: &Guest) -> Finished {
     monitor(&asset("vmlinux-tuned"), &guest.initrd()).finish()
@@ -50,7 +51,7 @@ fn every_driver_and_file_system_is_built_in() {
 fn criu_looks_good() {
     let initrd = Scratch::new();
     let out = initrd.path("initrd");
-    let rootfs = asset("rootfs-debian-amd64.tar");
+    let rootfs = asset(&rootfs(Arch::OWN));
     let command = "sh -c 'ip link set lo up && criu check 2>&1'";
     let made = Run::new(bin("machinen-mkinitramfs")).arg("rootfs").arg(rootfs).args(["--cmd", command]).arg(&out);
     assert_eq!(made.finish().code(), 0);

@@ -20,7 +20,7 @@ const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
 /// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 2] = ["MACHINEN_DTB", "MACHINEN_CTL"];
+const NOT_YET: [&str; 1] = ["MACHINEN_CTL"];
 
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
@@ -29,12 +29,16 @@ const NOT_YET: [&str; 2] = ["MACHINEN_DTB", "MACHINEN_CTL"];
 /// that ended it.
 #[derive(FromArgs)]
 struct Args {
-    /// kernel: ELF vmlinux or bzImage, - for stdin [MACHINEN_KERNEL]
+    /// kernel: ELF vmlinux, bzImage or arm64 Image, - for stdin [MACHINEN_KERNEL]
     #[argh(option, arg_name = "file")]
     kernel: Option<String>,
     /// initial RAM file system, - for stdin [MACHINEN_INITRD]
     #[argh(option, arg_name = "file")]
     initrd: Option<String>,
+    /// device tree to boot with instead of the monitor's, for aarch64: memory, virtio devices, command line and initrd are put
+    /// in [MACHINEN_DTB]
+    #[argh(option, arg_name = "file")]
+    dtb: Option<String>,
     /// words appended to the kernel command line [MACHINEN_CMDLINE]
     #[argh(option, arg_name = "words")]
     cmdline: Option<String>,
@@ -100,6 +104,8 @@ pub struct Config {
     pub kernel: String,
     /// Path of the initrd.
     pub initrd: Option<String>,
+    /// Path of the device tree.
+    pub dtb: Option<String>,
     /// The user's words of the command line.
     pub cmdline: Option<String>,
     /// RAM in MiB.
@@ -207,6 +213,11 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     Bridge::check(&vsock)?;
     let stats_file = args.stats_file.map_or_else(|| text(env, "MACHINEN_STATS_FILE"), |file| Ok(Some(file)))?;
     let of = |flag: Option<String>, name| flag.map_or_else(|| text(env, name), |value| Ok(Some(value)));
+    let dtb = of(args.dtb, "MACHINEN_DTB")?;
+    if dtb.is_some() && arch::MOST_DTB_BYTES == 0 {
+        let message = format!("a machine of {} has no device tree", arch::NAME);
+        return Err(Error::usage("NOT_SUPPORTED", message, "leave out --dtb, unset MACHINEN_DTB"));
+    }
     let net_socket = of(args.net_socket, "MACHINEN_NET_SOCKET")?;
     let net_mac = of(args.net_mac, "MACHINEN_NET_MAC")?;
     let net_mtu = of(args.net_mtu, "MACHINEN_NET_MTU")?;
@@ -222,6 +233,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         let set = [
             ("KERNEL", kernel),
             ("INITRD", initrd),
+            ("DTB", dtb),
             ("CMDLINE", cmdline),
             ("MEMORY", memory),
             ("ROOTDISK", root_disk.as_ref().map(DiskConfig::to_text)),
@@ -243,8 +255,10 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let kernel = kernel.ok_or_else(|| {
         Error::usage("KERNEL_MISSING", "no kernel given", "vmm-min --kernel FILE, or set MACHINEN_KERNEL")
     })?;
-    if kernel == "-" && initrd.as_deref() == Some("-") {
-        return Err(Error::usage("USAGE", "kernel and initrd cannot both be stdin", "give one of them as a file"));
+    if [Some(kernel.as_str()), initrd.as_deref(), dtb.as_deref()].iter().filter(|path| **path == Some("-")).count() > 1
+    {
+        let message = "kernel, initrd and device tree cannot share stdin";
+        return Err(Error::usage("USAGE", message, "give all but one of them as a file"));
     }
     if disks.len() > MOST_DISKS {
         let message = format!("{} disks: at most {MOST_DISKS} and the root disk are possible", disks.len());
@@ -253,6 +267,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     Ok(Request::Run(Config {
         kernel,
         initrd,
+        dtb,
         cmdline,
         memory_mib,
         root_disk,
@@ -424,6 +439,9 @@ mod tests {
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_CTL", "x")]), "NOT_SUPPORTED");
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x,in:1:x")]), "VSOCK_INVALID");
         assert_eq!(code(&["--kernel", "-", "--initrd", "-"], &[]), "USAGE");
+        let dtb = if arch::MOST_DTB_BYTES == 0 { "NOT_SUPPORTED" } else { "USAGE" };
+        assert_eq!(code(&["--kernel", "-", "--dtb", "-"], &[]), dtb);
+        assert_eq!(code(&["--kernel", "-"], &[("MACHINEN_DTB", "-")]), dtb);
         for parent in ["0", "-1", "x"] {
             assert_eq!(code(&["--kernel", "k", "--die-with-parent", parent], &[]), "USAGE", "{parent}");
         }

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use kvm_ioctls::{Kvm, VmFd};
 
-use crate::arch::{self, Boot, End, Platform, Step};
+use crate::arch::{self, Boot, Dtb, End, Platform, Step};
 use crate::boot::source::{Role, Source};
 use crate::boot::{load_initrd, load_kernel};
 use crate::bus::Bus;
@@ -48,6 +48,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     let ram_bytes = config.memory_mib << 20;
     let kernel = Source::open(Role::Kernel, &config.kernel, MOST_KERNEL_BYTES)?;
     let initrd = config.initrd.as_deref().map(|path| Source::open(Role::Initrd, path, ram_bytes)).transpose()?;
+    let dtb = config.dtb.as_deref().map(read_dtb).transpose()?;
 
     let mut devices = devices(config)?;
 
@@ -69,7 +70,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     let mut platform = Platform::new(&kvm, &vm, &kick)?;
     let stdio = Stdio::look(config.tty);
     let cmdline = cmdline(config, stdio.session, devices.len());
-    let boot = Boot { entry: loaded.entry, initrd, cmdline, devices: devices.len() };
+    let boot = Boot { entry: loaded.entry, initrd, cmdline, devices: devices.len(), dtb };
     platform.prepare(&ram, &boot)?;
 
     let console = Console::new(stdio.session)?;
@@ -80,6 +81,14 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     bus.trace(trace);
     let end = run_to_end(&vm, &mut platform, &mut bus, warn)?;
     bus.finish(end)
+}
+
+fn read_dtb(path: &str) -> Result<Dtb> {
+    let most = arch::MOST_DTB_BYTES;
+    let source = Source::open(Role::Dtb, path, most)?;
+    let mut bytes = vec![0; usize::try_from(source.bytes.min(most)).unwrap_or(0)];
+    source.read_head(&mut bytes)?;
+    Ok(Dtb { path: path.into(), bytes })
 }
 
 /// Takes the place among the processes that the user wants.

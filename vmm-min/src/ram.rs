@@ -96,6 +96,12 @@ impl Ram {
         &self.memory
     }
 
+    /// The first range, in the order of addresses.
+    pub fn first_range(&self) -> Range {
+        let region = self.memory.iter().next().expect("there is RAM");
+        Range { start: region.start_addr(), bytes: region.len() }
+    }
+
     /// Makes the pages of a range that is about to be written exist, in one call rather than one fault each.
     pub fn populate(&self, at: GuestAddress, bytes: u64) {
         if let Ok(slice) = self.memory.get_slice(at, to_usize(bytes)) {

@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::time::Duration;
 
-use machinen_tests::lab::{self, Error, Job, Lab};
+use machinen_tests::lab::{self, Arch, Error, Job, Lab};
 
 const USAGE: &str = "\
 usage: machinen-lab run [OPTION]... [--] COMMAND [ARG]...
@@ -17,6 +17,7 @@ usage: machinen-lab run [OPTION]... [--] COMMAND [ARG]...
 Runs the command as root in the lab, a machine with a real /dev/kvm, without stdin. stdout, stderr and exit code
 are the command's; 125 when the lab failed. make lab makes the lab.
 
+  --arch NAME        a lab of this architecture, x86_64 or aarch64 (default: this host's)
   --file HOST:GUEST  bring a file or directory into the lab
   --program NAME     bring a program of this host, with the libraries that it needs
   --out GUEST:HOST   bring one back when the command has ended, in whatever way
@@ -37,11 +38,11 @@ fn main() -> ExitCode {
         }
         _ => return failed(USAGE.trim_end()),
     }
-    let job = match parse(args) {
-        Ok(job) => job,
+    let (arch, job) = match parse(args) {
+        Ok(parsed) => parsed,
         Err(message) => return failed(message),
     };
-    match Lab::open().and_then(|lab| lab.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())) {
+    match Lab::open(arch).and_then(|lab| lab.run(&job, &mut io::stdout().lock(), &mut io::stderr().lock())) {
         Ok(outcome) => {
             for path in &outcome.missing {
                 eprintln!("machinen-lab: the command left no {}", path.display());
@@ -62,8 +63,8 @@ fn failed(message: impl std::fmt::Display) -> ExitCode {
     ExitCode::from(125)
 }
 
-fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
-    let mut job = Job::new([""; 0]);
+fn parse(mut args: impl Iterator<Item = OsString>) -> Result<(Arch, Job), String> {
+    let (mut arch, mut job) = (Arch::OWN, Job::new([""; 0]));
     while let Some(arg) = args.next() {
         let option = arg.to_str().filter(|word| word.starts_with("--")).map(str::to_owned);
         let Some(option) = option else {
@@ -86,6 +87,10 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
         let number =
             || value.to_str().and_then(|word| word.parse::<u32>().ok()).ok_or(format!("{option} needs a number"));
         match option.as_str() {
+            "--arch" => {
+                let name = value.to_str().unwrap_or_default();
+                arch = Arch::parse(name).ok_or_else(|| format!("no lab for {name}: --arch x86_64 or aarch64"))?;
+            }
             "--file" => job.files.push(paths(&option, &value)?),
             "--program" => {
                 let name = value.to_str().unwrap_or_default();
@@ -99,7 +104,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<Job, String> {
         }
     }
     job.argv.extend(args);
-    if job.argv.is_empty() { Err(format!("no command\n{}", USAGE.trim_end())) } else { Ok(job) }
+    if job.argv.is_empty() { Err(format!("no command\n{}", USAGE.trim_end())) } else { Ok((arch, job)) }
 }
 
 fn paths(option: &str, value: &OsStr) -> Result<(PathBuf, PathBuf), String> {

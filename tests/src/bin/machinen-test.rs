@@ -8,7 +8,7 @@ use std::process::ExitCode;
 use std::sync::Mutex;
 use std::time::Duration;
 
-use machinen_tests::lab;
+use machinen_tests::lab::Arch;
 use machinen_tests::runner::discover::{self, Class, Executable};
 use machinen_tests::runner::execute::{Setting, execute};
 use machinen_tests::runner::inside;
@@ -23,6 +23,7 @@ Builds and runs all tests of the workspace, on the host and, where its KVM does 
 
   --filter TEXT      only tests whose `package::file name` contains the text
   --where host|lab   where tests run that need KVM (default: MACHINEN_TEST_WHERE, or what machinen-probe finds)
+  --arch NAME        x86_64 or aarch64: for another one than this host's, tests that need KVM run in its lab, others not
   --limit SECONDS    kill a test after that time (default 120)
   --list             print the tests and do not run them
 ";
@@ -32,6 +33,7 @@ const PARALLEL: usize = 2;
 
 struct Options {
     filter: String,
+    arch: Arch,
     place: Option<Place>,
     limit: Duration,
     list: bool,
@@ -59,7 +61,8 @@ fn main() -> ExitCode {
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let forced = |word: &str| Place::forced(word).ok_or(format!("{word} is neither host nor lab"));
-    let mut options = Options { filter: String::new(), place: None, limit: Duration::from_mins(2), list: false };
+    let limit = Duration::from_mins(2);
+    let mut options = Options { filter: String::new(), arch: Arch::OWN, place: None, limit, list: false };
     if let Some(word) = std::env::var("MACHINEN_TEST_WHERE").ok().filter(|word| !word.is_empty()) {
         options.place = Some(forced(&word)?);
     }
@@ -68,6 +71,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
         match option.as_str() {
             "--list" => options.list = true,
             "--filter" => options.filter = value()?,
+            "--arch" => {
+                let name = value()?;
+                options.arch = Arch::parse(&name).ok_or(format!("{name} is neither x86_64 nor aarch64"))?;
+            }
             "--where" => options.place = Some(forced(&value()?)?),
             "--limit" => {
                 let seconds = value()?.parse().map_err(|_| "--limit needs a number of seconds")?;
@@ -81,11 +88,18 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
 
 /// Whether tests ran and none failed.
 fn run(options: &Options) -> Result<bool, String> {
+    let foreign = options.arch != Arch::OWN;
     let mut selected = Vec::new();
-    for executable in discover::build()? {
+    for executable in discover::build(Arch::OWN, foreign)? {
         let mut tests = discover::tests(&executable)?;
         tests.retain(|test| test.to_string().contains(&options.filter));
         selected.push((executable, tests));
+    }
+    if foreign {
+        // Only this host's executables can be asked for their tests here.
+        let theirs = discover::build(options.arch, true)?;
+        let same = |own: &Executable| theirs.iter().find(|executable| executable.label == own.label).cloned();
+        selected = selected.into_iter().filter_map(|(own, tests)| Some((same(&own)?, tests))).collect();
     }
     selected.retain(|(_, tests)| !tests.is_empty());
     if selected.is_empty() {
@@ -96,11 +110,12 @@ fn run(options: &Options) -> Result<bool, String> {
         return Ok(true);
     }
 
-    let bin_dir = bin_dir()?;
-    let assets = lab::assets_dir();
-    let setting = Setting { bin_dir: &bin_dir, assets: &assets, limit: options.limit };
+    let bin_dir = bin_dir(options.arch)?;
+    let assets = options.arch.assets_dir();
+    let setting = Setting { bin_dir: &bin_dir, assets: &assets, limit: options.limit, foreign };
     let needs_kvm = selected.iter().any(|(executable, _)| executable.class != Class::Host);
     let place = match &options.place {
+        _ if foreign => Place::forced("lab"),
         Some(place) => Some(place.clone()),
         None if needs_kvm => Some(Place::probe(&bin_dir)?),
         None => None,
@@ -109,7 +124,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let report = Mutex::new(Report::new(count));
     let in_lab = |executable: &Executable| place.as_ref().is_some_and(|place| place.is_lab(executable.class));
     let (lab, host): (Vec<_>, Vec<_>) = selected.into_iter().partition(|(executable, _)| in_lab(executable));
-    run_all(&lab, host, &setting, &report);
+    run_all(options.arch, &lab, host, &setting, &report);
 
     let report = report.into_inner().map_err(|_| "a thread of the runner panicked")?;
     report.finish();
@@ -121,6 +136,7 @@ fn run(options: &Options) -> Result<bool, String> {
 }
 
 fn run_all(
+    arch: Arch,
     lab: &[(Executable, Vec<Test>)],
     host: Vec<(Executable, Vec<Test>)>,
     setting: &Setting,
@@ -150,14 +166,19 @@ fn run_all(
             scope.spawn(work);
         }
         if !lab.is_empty() {
-            inside::run(lab, setting, &mut |line| tell(line));
+            inside::run(arch, lab, setting, &mut |line| tell(line));
         }
         work();
     });
 }
 
-/// The directory of the release programs: this program's own.
-fn bin_dir() -> Result<PathBuf, String> {
+/// The directory of the release programs: this program's own, or for another architecture the one beside its target's.
+fn bin_dir(arch: Arch) -> Result<PathBuf, String> {
     let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
-    own.parent().map(Path::to_owned).ok_or("the runner is nowhere".to_owned())
+    let own = own.parent().ok_or("the runner is nowhere")?;
+    if arch == Arch::OWN {
+        return Ok(own.to_owned());
+    }
+    let target = own.ancestors().nth(2).ok_or("the runner is in no target directory")?;
+    Ok(target.join(arch.musl_target()).join("release"))
 }

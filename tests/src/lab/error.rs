@@ -12,6 +12,8 @@ pub enum Error {
     NotMade {
         /// What is missing.
         path: PathBuf,
+        /// Architecture of the lab.
+        arch: &'static str,
     },
     /// QEMU is not installed.
     NoQemu {
@@ -61,7 +63,9 @@ impl std::error::Error for Error {}
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         let log = match self {
-            Self::NotMade { path } => return write!(f, "no lab: {} is missing; run: make lab", path.display()),
+            Self::NotMade { path, arch } => {
+                return write!(f, "no lab: {} is missing; run: make lab ARCH={arch}", path.display());
+            }
             Self::NoQemu { program } => return write!(f, "{program} is not installed; run: make deps"),
             Self::Host { operation, path, error } => {
                 return write!(f, "cannot {operation} {}: {error}", path.display());

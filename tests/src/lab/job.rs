@@ -7,7 +7,7 @@ use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use super::{Error, terminal};
+use super::{Arch, Error, terminal};
 
 /// The first root of a system cannot be left by pivot_root(2), with which passt hides everything from itself. So the command
 /// gets one over it, with the same files.
@@ -60,12 +60,14 @@ impl Job {
     }
 
     /// Writes the tar that init unpacks.
-    pub(super) fn write_disk(&self, disk: &File, mark: &[u8]) -> Result<(), Error> {
+    pub(super) fn write_disk(&self, disk: &File, mark: &[u8], arch: Arch) -> Result<(), Error> {
         let mut tar = tar::Builder::new(disk);
         tar.mode(tar::HeaderMode::Deterministic);
         // busybox does not know sparse entries.
         tar.sparse(false);
-        for (name, bytes) in [("job/run", &*self.run_script()), ("job/send", &self.send_script()), ("job/mark", mark)] {
+        for (name, bytes) in
+            [("job/run", &*self.run_script(arch)), ("job/send", &self.send_script()), ("job/mark", mark)]
+        {
             add_bytes(&mut tar, name, bytes).map_err(Error::host("write the disk for", Path::new(name)))?;
         }
         for (host, guest) in &self.files {
@@ -97,11 +99,11 @@ impl Job {
     }
 
     /// The shell script that becomes the command.
-    fn run_script(&self) -> Vec<u8> {
+    fn run_script(&self, arch: Arch) -> Vec<u8> {
         let mut script = MOVE_ROOT.to_vec();
         if self.terminal {
             // The shell leads a session without a terminal: the first that it opens becomes its own.
-            script.extend(terminal::script());
+            script.extend(terminal::script(arch.line_device()));
         }
         script.extend_from_slice(b"exec chroot . env -i PATH=/bin HOME=/root");
         for (name, value) in &self.env {
@@ -178,7 +180,7 @@ mod tests {
     fn words_reach_the_shell_as_they_are() {
         let mut job = Job::new(["echo", "it's", "$HOME `x` \"\\\n"]);
         job.env.push(("A B".into(), "c'd".into()));
-        let script = String::from_utf8(job.run_script()).unwrap();
+        let script = String::from_utf8(job.run_script(super::Arch::OWN)).unwrap();
         let command = &script[script.find("exec").unwrap()..];
         assert_eq!(
             command,

@@ -1,10 +1,11 @@
 //! The lab: a QEMU machine without acceleration, with a real `/dev/kvm` inside, for hosts that have none.
 //!
-//! [`Lab::run`] boots it, runs one command in it as root and ends it. `fixtures/lab/prepare` makes what it boots;
+//! It is of this host's architecture, or of another one. [`Lab::run`] boots it, runs one command in it as root and ends it. `fixtures/lab/prepare` makes what it boots;
 //! `fixtures/lab/init` is its PID 1 and describes the wire.
 
 #![forbid(unsafe_code)]
 
+mod arch;
 mod error;
 mod job;
 pub mod program;
@@ -20,50 +21,39 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
+pub use arch::Arch;
 pub use error::Error;
 pub use job::{Job, Outcome};
 use stream::Marked;
 use terminal::Terminal;
 
-use crate::{cache_dir, host, sys};
+use crate::{host, sys};
 
-/// The only architecture of the lab so far, by Debian's name.
-const ARCH: &str = "amd64";
-const QEMU: &str = "qemu-system-x86_64";
-/// One processor: with two, QEMU 7.2 runs a stale int3 now and then while the kernel patches itself, and panics. `EPYC`
-/// rather than `max`: without 5-level page tables and what else a nested guest pays for, it boots a third faster.
-const MACHINE: &[&str] = &["-M", "q35", "-cpu", "EPYC,check=off", "-smp", "1", "-bios", "qboot.rom"];
 const ACCEL: &[&str] = &["-accel", "tcg,thread=multi"];
 /// A nanosecond for each instruction, and no waiting: times that depend on nothing but the work.
 const COUNTING: &[&str] = &["-accel", "tcg,thread=single", "-icount", "shift=0,sleep=off"];
-const CMDLINE: &str = "console=ttyS0 loglevel=5 panic=-1 oops=panic mitigations=off tsc=reliable cryptomgr.notests";
 
 /// The virtio ports, in the order of the descriptors.
 const PORTS: [&str; 4] = ["stdout", "stderr", "files", "end"];
 const END: usize = 3;
 
-/// What `make lab` has made: what the lab boots, and assets for tests. `make rootfs` adds to it.
-#[must_use]
-pub fn assets_dir() -> PathBuf {
-    cache_dir().join("lab").join(ARCH)
-}
-
 /// A lab that `make lab` has made.
 #[derive(Debug)]
 pub struct Lab {
+    arch: Arch,
     dir: PathBuf,
 }
 
 impl Lab {
-    /// Finds the lab in the cache.
+    /// Finds the architecture's lab in the cache.
     ///
     /// # Errors
     /// [`Error::NotMade`] when it is not there.
-    pub fn open() -> Result<Self, Error> {
-        let dir = assets_dir();
+    pub fn open(arch: Arch) -> Result<Self, Error> {
+        let dir = arch.assets_dir();
         match ["vmlinux", "lab.cpio"].iter().map(|name| dir.join(name)).find(|path| !path.exists()) {
-            Some(path) => Err(Error::NotMade { path }),
-            None => Ok(Self { dir }),
+            Some(path) => Err(Error::NotMade { path, arch: arch.name() }),
+            None => Ok(Self { arch, dir }),
         }
     }
 
@@ -76,9 +66,9 @@ impl Lab {
         let deadline = Instant::now() + job.limit;
         let mark = job::mark().map_err(Error::host("read", Path::new("/dev/urandom")))?;
         let disk = anonymous_file()?;
-        job.write_disk(&disk, &mark)?;
+        job.write_disk(&disk, &mark, self.arch)?;
         let (terminal, line) = if job.terminal { Some(Terminal::open()?).unzip() } else { (None, None) };
-        let mut machine = Machine::start(&self.dir, job, &disk, line)?;
+        let mut machine = Machine::start(self, job, &disk, line)?;
         let mut files = anonymous_file()?;
         let code = machine.serve(deadline, &mark, [stdout, stderr, &mut files]);
         machine.stop();
@@ -124,13 +114,14 @@ impl End {
 }
 
 impl Machine {
-    fn start(dir: &Path, job: &Job, disk: &File, line: Option<UnixStream>) -> Result<Self, Error> {
-        let host = Error::host("start", Path::new(QEMU));
+    fn start(lab: &Lab, job: &Job, disk: &File, line: Option<UnixStream>) -> Result<Self, Error> {
+        let (arch, dir, qemu) = (lab.arch, &lab.dir, lab.arch.qemu());
+        let host = Error::host("start", Path::new(qemu));
         let (ours, theirs) = (|| {
             let [a, b, c, d] = [UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?, UnixStream::pair()?];
             io::Result::Ok(([a.0, b.0, c.0, d.0], [a.1, b.1, c.1, d.1]))
         })()
-        .map_err(Error::host("make a socket for", Path::new(QEMU)))?;
+        .map_err(Error::host("make a socket for", Path::new(qemu)))?;
         let log = anonymous_file()?;
         let log_of_qemu = || log.try_clone().map(Stdio::from);
         let (stdout, stderr) = match (log_of_qemu(), log_of_qemu()) {
@@ -138,18 +129,18 @@ impl Machine {
             (Err(error), _) | (_, Err(error)) => return Err(host(error)),
         };
 
-        let mut command = Command::new(QEMU);
-        command.args(MACHINE).args(if job.counting { COUNTING } else { ACCEL });
+        let mut command = Command::new(qemu);
+        command.args(arch.machine()).args(if job.counting { COUNTING } else { ACCEL });
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-m", &job.memory_mib.to_string(), "-append", CMDLINE]);
+        command.args(["-m", &job.memory_mib.to_string(), "-append", arch.cmdline()]);
         command.arg("-kernel").arg(dir.join("vmlinux")).arg("-initrd").arg(dir.join("lab.cpio"));
         command.args(["-chardev", "file,id=log,append=on,path=/proc/self/fd/1", "-serial", "chardev:log"]);
-        if let Some(line) = &line {
-            command.args(["-chardev", &format!("socket,id=line,fd={}", line.as_raw_fd()), "-serial", "chardev:line"]);
-        }
         let disk_path = format!("/proc/self/fd/{}", disk.as_raw_fd());
         command.args(["-drive", &format!("if=none,id=job,format=raw,read-only=on,file={disk_path}")]);
         command.args(["-device", "virtio-blk-pci,drive=job", "-device", "virtio-serial-pci"]);
+        if let Some(line) = &line {
+            command.args(["-chardev", &format!("socket,id=line,fd={}", line.as_raw_fd())]).args(arch.line());
+        }
         for (name, port) in PORTS.iter().zip(&theirs) {
             command.args(["-chardev", &format!("socket,id={name},fd={}", port.as_raw_fd())]);
             command.args(["-device", &format!("virtserialport,chardev={name},name={name}")]);
@@ -162,11 +153,11 @@ impl Machine {
             .chain(line.as_ref().map(AsRawFd::as_raw_fd))
             .collect();
         sys::confine(&mut command, inherited);
-        let qemu = command.spawn().map_err(|error| match error.kind() {
-            io::ErrorKind::NotFound => Error::NoQemu { program: QEMU },
+        let child = command.spawn().map_err(|error| match error.kind() {
+            io::ErrorKind::NotFound => Error::NoQemu { program: qemu },
             _ => host(error),
         })?;
-        Ok(Self { qemu, ports: ours, log, counting: job.counting })
+        Ok(Self { qemu: child, ports: ours, log, counting: job.counting })
     }
 
     /// Copies the streams to their sinks until all have ended; returns the command's exit code.

@@ -1,4 +1,4 @@
-//! A terminal for the lab's command: its second serial line, which is this process's stdin and stdout.
+//! A terminal for the lab's command: a serial line of its own, which is this process's stdin and stdout.
 
 use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
@@ -11,12 +11,12 @@ use std::thread::{self, JoinHandle};
 
 use super::Error;
 
-/// What the command's shell script begins with: the serial line becomes its terminal, as large as ours. Then it
+/// What the command's shell script begins with: the serial line `device` becomes its terminal, as large as ours. Then it
 /// sends one byte: what comes before a line is open is lost.
-pub(super) fn script() -> Vec<u8> {
+pub(super) fn script(device: &str) -> Vec<u8> {
     let size = stty(&["size"]).ok();
     let size = size.as_ref().and_then(|size| size.trim().split_once(' ')).unwrap_or(("24", "80"));
-    format!("exec </dev/ttyS1 >/dev/ttyS1 2>&1; stty rows {} cols {}; printf '\\0'; ", size.0, size.1).into_bytes()
+    format!("exec <{device} >{device} 2>&1; stty rows {} cols {}; printf '\\0'; ", size.0, size.1).into_bytes()
 }
 
 /// The user's terminal while the lab has it; dropping this gives it back.

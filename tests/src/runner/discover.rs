@@ -7,7 +7,8 @@ use std::process::{Command, Stdio};
 use serde_json::Value;
 
 use super::record::Test;
-use crate::{Run, musl_target};
+use crate::Run;
+use crate::lab::Arch;
 
 /// What a test executable needs, told by the name of its file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,15 +34,16 @@ pub struct Executable {
     pub class: Class,
 }
 
-/// Builds all test executables of the workspace.
+/// Builds the test executables of the workspace for an architecture: all, or those that can run in a lab.
 ///
 /// # Errors
 /// When the build fails; cargo has said why on stderr.
-pub fn build() -> Result<Vec<Executable>, String> {
+pub fn build(arch: Arch, lab_only: bool) -> Result<Vec<Executable>, String> {
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| OsString::from("cargo"));
     let output = Command::new(cargo)
-        .args(["test", "--quiet", "--workspace", "--no-run", "--message-format=json-render-diagnostics"])
-        .args(["--target", &musl_target()])
+        .args(["test", "--quiet", "--no-run", "--message-format=json-render-diagnostics"])
+        .args(if lab_only { ["--package", env!("CARGO_PKG_NAME")].as_slice() } else { &["--workspace"] })
+        .args(["--target", &arch.musl_target()])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
@@ -49,7 +51,9 @@ pub fn build() -> Result<Vec<Executable>, String> {
     if !output.status.success() {
         return Err("the tests do not build".to_owned());
     }
-    Ok(executables(&String::from_utf8_lossy(&output.stdout)))
+    let mut found = executables(&String::from_utf8_lossy(&output.stdout));
+    found.retain(|executable| !lab_only || executable.class != Class::Host);
+    Ok(found)
 }
 
 /// Reads cargo's messages (JSON lines), sorted by label.

@@ -15,6 +15,8 @@ pub struct Setting<'a> {
     pub assets: &'a Path,
     /// The time after which it is killed, and has failed.
     pub limit: Duration,
+    /// The names of the tests are of another architecture's build, and may not all be in this one.
+    pub foreign: bool,
 }
 
 /// Runs a test of the executable, in `dir`.
@@ -30,7 +32,7 @@ pub fn execute(executable: &Path, dir: &Path, test: Test, setting: &Setting) -> 
         .limit(setting.limit)
         .merged();
     match run.outcome() {
-        Ok(finished) => Record { test, verdict: verdict(&finished, setting.limit), elapsed: finished.elapsed },
+        Ok(finished) => Record { test, verdict: verdict(&finished, setting), elapsed: finished.elapsed },
         Err(error) => {
             let verdict = Verdict::Failed(format!("cannot run {}: {error}", executable.display()));
             Record { test, verdict, elapsed: Duration::ZERO }
@@ -38,23 +40,28 @@ pub fn execute(executable: &Path, dir: &Path, test: Test, setting: &Setting) -> 
     }
 }
 
-fn verdict(finished: &Finished, limit: Duration) -> Verdict {
+fn verdict(finished: &Finished, setting: &Setting) -> Verdict {
     let output = finished.printed();
     match finished.code() {
-        _ if finished.killed => Verdict::Failed(format!("{output}\nkilled at its limit of {} s", limit.as_secs_f32())),
-        0 => judge(output),
+        _ if finished.killed => {
+            Verdict::Failed(format!("{output}\nkilled at its limit of {} s", setting.limit.as_secs_f32()))
+        }
+        0 => judge(output, setting.foreign),
         code if code > 128 => Verdict::Failed(format!("{output}\nkilled by signal {}", code - 128)),
         _ => Verdict::Failed(output),
     }
 }
 
 /// The verdict of an executable that ended with 0.
-fn judge(output: String) -> Verdict {
+fn judge(output: String, foreign: bool) -> Verdict {
     let skip = output.lines().find_map(|line| line.strip_prefix("SKIP: "));
     let result = output.lines().rfind(|line| line.starts_with("test result: ok.")).unwrap_or_default();
     match skip {
         Some(reason) => Verdict::Skipped(reason.to_owned()),
         None if result.contains(" 1 passed") => Verdict::Passed,
+        None if foreign && output.contains("\nrunning 0 tests\n") => {
+            Verdict::Skipped("it is not for this architecture".to_owned())
+        }
         None if result.contains(" 1 ignored") => Verdict::Skipped("ignored".to_owned()),
         None => Verdict::Failed(format!("{output}\nthe test did not run")),
     }
@@ -65,9 +72,12 @@ mod tests {
     use super::{Verdict, judge};
 
     fn judge_result(before: &str, counts: &str) -> Verdict {
-        judge(format!(
-            "\nrunning 1 test\n{before}.\ntest result: ok. {counts}; 0 measured; 7 filtered out; finished in 0.00s\n\n"
-        ))
+        judge(
+            format!(
+                "\nrunning 1 test\n{before}.\ntest result: ok. {counts}; 0 measured; 7 filtered out; finished in 0.00s\n\n"
+            ),
+            false,
+        )
     }
 
     #[test]
@@ -75,7 +85,14 @@ mod tests {
         assert_eq!(judge_result("", "1 passed; 0 failed; 0 ignored"), Verdict::Passed);
         assert_eq!(judge_result("", "0 passed; 0 failed; 1 ignored"), Verdict::Skipped("ignored".into()));
         assert!(matches!(judge_result("", "0 passed; 0 failed; 0 ignored"), Verdict::Failed(_)));
-        assert!(matches!(judge(String::new()), Verdict::Failed(_)));
+        assert!(matches!(judge(String::new(), false), Verdict::Failed(_)));
+    }
+
+    #[test]
+    fn a_test_that_another_architecture_has_is_skipped() {
+        let nothing = "\nrunning 0 tests\n\ntest result: ok. 0 passed; 0 failed; 0 ignored; finished in 0.00s\n\n";
+        assert_eq!(judge(nothing.to_owned(), true), Verdict::Skipped("it is not for this architecture".into()));
+        assert!(matches!(judge(nothing.to_owned(), false), Verdict::Failed(_)));
     }
 
     #[test]

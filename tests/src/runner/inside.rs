@@ -10,7 +10,8 @@ use serde_json::{Value, json};
 use super::discover::Executable;
 use super::execute::{Setting, execute};
 use super::record::{Line, Record, Test, Verdict};
-use crate::lab::{Job, Lab, program};
+use crate::lab::{Arch, Job, Lab, program};
+use crate::rootfs;
 
 /// Where things are in the lab. `/tmp` is the large file system.
 const RUNNER: &str = "/tmp/lab/machinen-test";
@@ -40,8 +41,7 @@ const BINS: &[&str] = &[
     "machinen-traffic",
     "machinen-vsock-peer",
 ];
-const ROOTFS: &str = "rootfs-debian-amd64.tar";
-const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", ROOTFS];
+const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned"];
 
 /// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
 const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
@@ -52,8 +52,8 @@ const TMUX_FILES: [&str; 2] = ["/lib/terminfo/s/screen", "/usr/lib/locale/C.utf8
 const MEMORY_MIB: u32 = 6144;
 const BOOT: Duration = Duration::from_mins(1);
 
-/// Runs tests in one lab, telling `line` what happens. Tests that the lab did not get to have failed.
-pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
+/// Runs tests in one lab of the architecture, telling `line` what happens. Tests that the lab did not get to have failed.
+pub fn run(arch: Arch, executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
     let mut open: Vec<Test> = executables.iter().flat_map(|(_, tests)| tests.clone()).collect();
     let mut current = None;
     let mut stderr = Vec::new();
@@ -64,9 +64,9 @@ pub fn run(executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mu
         }
         line(read);
     });
-    let mut why = match job(executables, setting, open_count(executables)) {
+    let mut why = match job(arch, executables, setting, open_count(executables)) {
         Ok((job, plan)) => {
-            let result = Lab::open().and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
+            let result = Lab::open(arch).and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
             // The lab has ended: nobody reads the plan any more.
             let _ = fs::remove_file(plan);
             match result {
@@ -94,7 +94,12 @@ fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
 }
 
 /// The lab's job, and the file on the host that holds its plan.
-fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -> Result<(Job, PathBuf), String> {
+fn job(
+    arch: Arch,
+    executables: &[(Executable, Vec<Test>)],
+    setting: &Setting,
+    count: u32,
+) -> Result<(Job, PathBuf), String> {
     let mut job = Job::new([RUNNER, "--inside", PLAN]);
     job.memory_mib = MEMORY_MIB;
     // Each test has its own limit inside; this one is for a lab that hangs.
@@ -104,8 +109,7 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
         job.env.push(("MACHINEN_SOAK".into(), "1".into()));
     }
 
-    let own = std::env::current_exe().map_err(|error| format!("cannot find the runner itself: {error}"))?;
-    job.files.push((own, RUNNER.into()));
+    job.files.push((setting.bin_dir.join("machinen-test"), RUNNER.into()));
     let mut entries = Vec::new();
     for (index, (executable, tests)) in executables.iter().enumerate() {
         let path = format!("/tmp/lab/tests/{index}");
@@ -117,11 +121,17 @@ fn job(executables: &[(Executable, Vec<Test>)], setting: &Setting, count: u32) -
         let present = names.iter().filter(|name| from.join(name).exists());
         job.files.extend(present.map(|name| (from.join(name), Path::new(to).join(name))));
     }
+    let rootfs = rootfs(arch);
+    if setting.assets.join(&rootfs).exists() {
+        job.files.push((setting.assets.join(&rootfs), Path::new(ASSETS).join(&rootfs)));
+    }
     job.files.extend(TMUX_FILES.iter().filter(|file| Path::new(file).exists()).map(|file| (file.into(), file.into())));
-    job.files.extend(PROGRAMS.into_iter().filter_map(program::files).flatten());
+    // This host's do not run in a lab of another architecture.
+    let programs = PROGRAMS.into_iter().filter(|_| arch == Arch::OWN);
+    job.files.extend(programs.filter_map(program::files).flatten());
     let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
-    let text =
-        json!({"limit_ms": u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX), "executables": entries});
+    let limit_ms = u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX);
+    let text = json!({"limit_ms": limit_ms, "foreign": setting.foreign, "executables": entries});
     fs::write(&plan, text.to_string()).map_err(|error| format!("cannot write {}: {error}", plan.display()))?;
     job.files.push((plan.clone(), PLAN.into()));
     Ok((job, plan))
@@ -136,7 +146,8 @@ pub fn inside(plan: &Path) -> Result<(), String> {
     let broken = || format!("{} is no plan", plan.display());
     let plan: Value = serde_json::from_str(&text).map_err(|_| broken())?;
     let limit = Duration::from_millis(plan["limit_ms"].as_u64().ok_or_else(broken)?);
-    let setting = Setting { bin_dir: Path::new(BIN_DIR), assets: Path::new(ASSETS), limit };
+    let foreign = plan["foreign"].as_bool().ok_or_else(broken)?;
+    let setting = Setting { bin_dir: Path::new(BIN_DIR), assets: Path::new(ASSETS), limit, foreign };
     for executable in plan["executables"].as_array().ok_or_else(broken)? {
         let path = Path::new(executable["path"].as_str().ok_or_else(broken)?);
         let label = executable["label"].as_str().ok_or_else(broken)?;

@@ -7,12 +7,51 @@
 //! - [`Platform::set_irq`]: the level of a device's line changed;
 //! - [`Platform::run`]: one KVM_RUN, with what the guest accessed passed on to a [`Registers`].
 
-#[cfg(target_arch = "x86_64")]
-mod x86_64;
+/// Cortex-A and its like: GIC, PSCI, a device tree. What has no KVM in it is there for tests of any host.
+#[cfg(any(target_arch = "aarch64", test))]
+pub mod aarch64 {
+    pub mod dtb;
+    pub mod fdt;
+    #[cfg(target_arch = "aarch64")]
+    mod gic;
+    pub mod layout;
+    pub mod node;
+    #[cfg(target_arch = "aarch64")]
+    pub mod platform;
+}
+#[cfg(target_arch = "aarch64")]
+pub use aarch64::{
+    layout::{
+        BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, MOST_DTB_BYTES, NAME, UART_IRQ, VIRTIO_START, device_words,
+        kernel_window, ranges, virtio_irq,
+    },
+    platform::{Platform, host_ram_limit_bytes},
+};
+
+/// Split interrupt controller, ports, ACPI. What has no KVM in it is there for tests of any host.
+#[cfg(any(target_arch = "x86_64", test))]
+pub mod x86_64 {
+    pub mod acpi;
+    #[cfg(target_arch = "x86_64")]
+    mod cpu;
+    #[cfg(target_arch = "x86_64")]
+    mod cpuid;
+    pub mod ioapic;
+    pub mod layout;
+    pub mod mptable;
+    #[cfg(target_arch = "x86_64")]
+    pub mod platform;
+    // The kernel's structures are linux-loader's, which has them on x86_64 only.
+    #[cfg(target_arch = "x86_64")]
+    mod tables;
+}
 #[cfg(target_arch = "x86_64")]
 pub use x86_64::{
-    BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, NAME, Platform, UART_IRQ, VIRTIO_START, device_words,
-    host_ram_limit_bytes, kernel_window, ranges, virtio_irq,
+    layout::{
+        BASE_CMDLINE, ELF_MACHINE, MOST_DEVICES, MOST_DTB_BYTES, NAME, UART_IRQ, VIRTIO_START, device_words,
+        kernel_window, ranges, virtio_irq,
+    },
+    platform::{Platform, host_ram_limit_bytes},
 };
 
 use std::time::Instant;
@@ -32,6 +71,17 @@ pub struct Boot {
     pub cmdline: String,
     /// Number of virtio devices, at most [`MOST_DEVICES`]: one window after the other from [`VIRTIO_START`].
     pub devices: usize,
+    /// The user's device tree, where there are such.
+    pub dtb: Option<Dtb>,
+}
+
+/// A device tree given by the user, as it is in the file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Dtb {
+    /// Path of the file, for messages.
+    pub path: String,
+    /// Its content, at most [`MOST_DTB_BYTES`] of it.
+    pub bytes: Vec<u8>,
 }
 
 /// A device register, wherever the architecture puts it.

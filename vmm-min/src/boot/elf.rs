@@ -1,12 +1,11 @@
 //! An ELF kernel: its loadable segments read to where they ask to be.
 //!
-//! The structures are linux-loader's; the loop is ours because linux-loader copies every segment through a buffer first.
+//! By hand, because linux-loader copies every segment through a buffer first, and has these structures on x86 only.
 //! Source: System V ABI, chapter 4 (ELF header) and 5 (program header).
 
 use std::os::unix::fs::FileExt;
 
-use linux_loader::elf::{Elf64_Ehdr, Elf64_Phdr, PT_LOAD};
-use vm_memory::{ByteValued, GuestAddress};
+use vm_memory::GuestAddress;
 
 use super::source::Source;
 use super::{Kernel, machine_name, own_machine};
@@ -19,38 +18,42 @@ pub const MAGIC: [u8; 4] = *b"\x7fELF";
 
 const CLASS_64: u8 = 2;
 const LITTLE_ENDIAN: u8 = 1;
+/// Type of a segment that is loaded.
+const LOADABLE: u32 = 1;
 /// A kernel has about five segments; more than this is not a kernel.
 const MOST_SEGMENTS: u16 = 64;
+/// No processor addresses so much memory: these are addresses of the kernel's own space, as in an arm64 vmlinux.
+const NO_PHYSICAL_ADDRESS: u64 = 1 << 63;
 
 /// Loads `kernel` into `window` (first address, first address beyond).
 ///
 /// Errors: `KERNEL_TRUNCATED`, `KERNEL_WRONG_ARCH`, `KERNEL_TOO_LARGE`, `KERNEL_MALFORMED`.
 pub fn load(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Kernel> {
-    let header: Elf64_Ehdr = read(kernel, 0)?;
-    if header.e_ident[4] != CLASS_64 || header.e_ident[5] != LITTLE_ENDIAN || header.e_machine != ELF_MACHINE {
-        return Err(wrong_architecture(kernel, &machine_name(header.e_machine)));
+    let header = Header::read(kernel)?;
+    if header.class != CLASS_64 || header.data != LITTLE_ENDIAN || header.machine != ELF_MACHINE {
+        return Err(wrong_architecture(kernel, &machine_name(header.machine)));
     }
-    if usize::from(header.e_phentsize) != size_of::<Elf64_Phdr>() || header.e_phnum > MOST_SEGMENTS {
+    if usize::from(header.segment_bytes) != Segment::BYTES || header.segments > MOST_SEGMENTS {
         return Err(malformed(kernel, "its program headers have a size or number that no kernel has"));
     }
     let mut end = 0;
     let mut entry_is_loaded = false;
-    for index in 0..u64::from(header.e_phnum) {
-        let at = header.e_phoff.checked_add(index * size_of::<Elf64_Phdr>() as u64);
-        let segment: Elf64_Phdr = read(kernel, at.ok_or_else(|| truncated(kernel))?)?;
-        if segment.p_type != PT_LOAD || segment.p_memsz == 0 {
+    for index in 0..u64::from(header.segments) {
+        let at = header.segments_offset.checked_add(index * Segment::BYTES as u64);
+        let segment = Segment::read(kernel, at.ok_or_else(|| truncated(kernel))?)?;
+        if segment.kind != LOADABLE || segment.memory_bytes == 0 {
             continue;
         }
         let limit = check(kernel, window, &segment)?;
-        ram.copy(GuestAddress(segment.p_paddr), &kernel.file, segment.p_offset, segment.p_filesz)
+        ram.copy(GuestAddress(segment.address), &kernel.file, segment.offset, segment.file_bytes)
             .map_err(|cause| kernel.unreadable(cause))?;
         end = end.max(limit);
-        entry_is_loaded |= (segment.p_paddr..limit).contains(&header.e_entry);
+        entry_is_loaded |= (segment.address..limit).contains(&header.entry);
     }
     if !entry_is_loaded {
         return Err(malformed(kernel, "its entry point lies in no loadable segment"));
     }
-    Ok(Kernel { entry: GuestAddress(header.e_entry), end })
+    Ok(Kernel { entry: GuestAddress(header.entry), end })
 }
 
 /// The error for a kernel of architecture `theirs`.
@@ -63,40 +66,108 @@ pub fn wrong_architecture(kernel: &Source, theirs: &str) -> Error {
 }
 
 /// Checks one segment against file and window; returns its first address beyond.
-fn check(kernel: &Source, window: (u64, u64), segment: &Elf64_Phdr) -> Result<u64> {
-    match segment.p_offset.checked_add(segment.p_filesz) {
+fn check(kernel: &Source, window: (u64, u64), segment: &Segment) -> Result<u64> {
+    match segment.offset.checked_add(segment.file_bytes) {
         Some(end) if end <= kernel.bytes => {}
         _ => return Err(truncated(kernel)),
     }
-    if segment.p_filesz > segment.p_memsz {
+    if segment.file_bytes > segment.memory_bytes {
         return Err(malformed(kernel, "a segment is larger in the file than in memory"));
     }
-    if segment.p_paddr < window.0 {
-        return Err(malformed(kernel, "a segment lies below 1 MiB, where the boot tables are"));
+    if segment.address >= NO_PHYSICAL_ADDRESS {
+        return Err(malformed(kernel, "its segments have no physical addresses: give the Image made from it"));
     }
-    match segment.p_paddr.checked_add(segment.p_memsz) {
+    if segment.address < window.0 {
+        return Err(malformed(
+            kernel,
+            &format!("a segment lies below {} MiB, where the boot tables are", window.0 >> 20),
+        ));
+    }
+    match segment.address.checked_add(segment.memory_bytes) {
         Some(limit) if limit <= window.1 => Ok(limit),
-        limit => Err(Error::usage(
-            "KERNEL_TOO_LARGE",
-            format!(
-                "kernel {}: it reaches to {} MiB, RAM for it ends at {} MiB",
-                kernel.path,
-                limit.unwrap_or(u64::MAX).div_ceil(1 << 20),
-                window.1 >> 20,
-            ),
-            "give the guest more RAM with --memory",
-        )),
+        limit => Err(too_large(kernel, window, limit)),
     }
 }
 
-fn read<T: ByteValued>(kernel: &Source, offset: u64) -> Result<T> {
-    let mut value = T::zeroed();
-    match offset.checked_add(size_of::<T>() as u64) {
+/// The error for a kernel that reaches to `limit` (`None`: beyond all addresses), outside of `window`.
+pub fn too_large(kernel: &Source, window: (u64, u64), limit: Option<u64>) -> Error {
+    Error::usage(
+        "KERNEL_TOO_LARGE",
+        format!(
+            "kernel {}: it reaches to {} MiB, RAM for it ends at {} MiB",
+            kernel.path,
+            limit.unwrap_or(u64::MAX).div_ceil(1 << 20),
+            window.1 >> 20,
+        ),
+        "give the guest more RAM with --memory",
+    )
+}
+
+/// What is needed of the file's header.
+struct Header {
+    class: u8,
+    data: u8,
+    machine: u16,
+    entry: u64,
+    segments_offset: u64,
+    segment_bytes: u16,
+    segments: u16,
+}
+
+impl Header {
+    fn read(kernel: &Source) -> Result<Header> {
+        let bytes: [u8; 64] = read(kernel, 0)?;
+        Ok(Header {
+            class: bytes[4],
+            data: bytes[5],
+            machine: u16::from_le_bytes(field(&bytes, 18)),
+            entry: u64::from_le_bytes(field(&bytes, 24)),
+            segments_offset: u64::from_le_bytes(field(&bytes, 32)),
+            segment_bytes: u16::from_le_bytes(field(&bytes, 54)),
+            segments: u16::from_le_bytes(field(&bytes, 56)),
+        })
+    }
+}
+
+/// What is needed of a program header.
+struct Segment {
+    kind: u32,
+    offset: u64,
+    address: u64,
+    file_bytes: u64,
+    memory_bytes: u64,
+}
+
+impl Segment {
+    /// Bytes of a program header.
+    const BYTES: usize = 56;
+
+    fn read(kernel: &Source, at: u64) -> Result<Segment> {
+        let bytes: [u8; Segment::BYTES] = read(kernel, at)?;
+        let word = |at| u64::from_le_bytes(field(&bytes, at));
+        Ok(Segment {
+            kind: u32::from_le_bytes(field(&bytes, 0)),
+            offset: word(8),
+            address: word(24),
+            file_bytes: word(32),
+            memory_bytes: word(40),
+        })
+    }
+}
+
+/// `N` bytes of a structure that has them.
+fn field<const N: usize>(bytes: &[u8], at: usize) -> [u8; N] {
+    bytes[at..].first_chunk().copied().expect("a field of the structure")
+}
+
+fn read<const N: usize>(kernel: &Source, offset: u64) -> Result<[u8; N]> {
+    let mut bytes = [0; N];
+    match offset.checked_add(N as u64) {
         Some(end) if end <= kernel.bytes => {}
         _ => return Err(truncated(kernel)),
     }
-    kernel.file.read_exact_at(value.as_mut_slice(), offset).map_err(|cause| kernel.unreadable(cause))?;
-    Ok(value)
+    kernel.file.read_exact_at(&mut bytes, offset).map_err(|cause| kernel.unreadable(cause))?;
+    Ok(bytes)
 }
 
 fn truncated(kernel: &Source) -> Error {
@@ -107,6 +178,7 @@ fn truncated(kernel: &Source) -> Error {
     )
 }
 
-fn malformed(kernel: &Source, why: &str) -> Error {
+/// `KERNEL_MALFORMED` for this kernel.
+pub fn malformed(kernel: &Source, why: &str) -> Error {
     Error::usage("KERNEL_MALFORMED", format!("kernel {}: {why}", kernel.path), "")
 }

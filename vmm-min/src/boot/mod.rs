@@ -2,6 +2,7 @@
 
 pub mod bzimage;
 pub mod elf;
+pub mod image;
 pub mod source;
 
 use vm_memory::GuestAddress;
@@ -20,7 +21,7 @@ pub struct Kernel {
     pub end: u64,
 }
 
-/// Loads an ELF kernel or a bzImage. Errors: `KERNEL_*`.
+/// Loads an ELF kernel, a bzImage, or an arm64 image. Errors: `KERNEL_*`.
 pub fn load_kernel(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Kernel> {
     let mut head = [0; bzimage::HEAD_BYTES];
     let count = kernel.read_head(&mut head)?;
@@ -31,13 +32,13 @@ pub fn load_kernel(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Ker
     if let Some(payload) = bzimage::payload(kernel, head)? {
         return elf::load(ram, window, &bzimage::vmlinux(kernel, &payload)?);
     }
-    if head.get(56..60) == Some(b"ARM\x64".as_slice()) {
-        return Err(elf::wrong_architecture(kernel, "aarch64"));
+    if let Some(header) = image::Header::read(head) {
+        return image::load(ram, window, kernel, header);
     }
     Err(Error::usage(
         "KERNEL_UNKNOWN_FORMAT",
-        format!("kernel {}: neither an ELF file nor a bzImage", kernel.path),
-        "give an uncompressed vmlinux or a vmlinuz",
+        format!("kernel {}: neither an ELF file nor a bzImage nor an arm64 image", kernel.path),
+        "give an uncompressed vmlinux, a vmlinuz or an Image",
     ))
 }
 

@@ -15,6 +15,8 @@ pub enum Role {
     Kernel,
     /// `INITRD_…`
     Initrd,
+    /// `DTB_…`
+    Dtb,
 }
 
 impl Role {
@@ -22,13 +24,15 @@ impl Role {
         match self {
             Role::Kernel => "kernel",
             Role::Initrd => "initrd",
+            Role::Dtb => "device tree",
         }
     }
 
-    fn code(self, kernel: &'static str, initrd: &'static str) -> &'static str {
+    fn code(self, [kernel, initrd, dtb]: [&'static str; 3]) -> &'static str {
         match self {
             Role::Kernel => kernel,
             Role::Initrd => initrd,
+            Role::Dtb => dtb,
         }
     }
 }
@@ -53,7 +57,7 @@ impl Source {
     pub fn open(role: Role, path: &str, most_bytes: u64) -> Result<Source> {
         let fail = |cause: io::Error| match cause.kind() {
             io::ErrorKind::NotFound => Error::Host {
-                code: role.code("KERNEL_NOT_FOUND", "INITRD_NOT_FOUND"),
+                code: role.code(["KERNEL_NOT_FOUND", "INITRD_NOT_FOUND", "DTB_NOT_FOUND"]),
                 operation: format!("{} {path}", role.word()),
                 cause,
                 hint: String::new(),
@@ -73,11 +77,11 @@ impl Source {
         let mut file = if has_size { file } else { spool(file, role, most_bytes).map_err(fail)? };
         let bytes = file.seek(SeekFrom::End(0)).map_err(fail)?;
         if bytes == 0 {
-            let code = role.code("KERNEL_EMPTY", "INITRD_EMPTY");
+            let code = role.code(["KERNEL_EMPTY", "INITRD_EMPTY", "DTB_EMPTY"]);
             return Err(Error::usage(code, format!("{} {path}: the file is empty", role.word()), ""));
         }
         if !has_size && bytes > most_bytes {
-            let code = role.code("KERNEL_TOO_LARGE", "INITRD_TOO_LARGE");
+            let code = role.code(["KERNEL_TOO_LARGE", "INITRD_TOO_LARGE", "DTB_TOO_LARGE"]);
             let most = most_bytes >> 20;
             return Err(Error::usage(code, format!("{} {path}: more than {most} MiB", role.word()), ""));
         }
@@ -103,7 +107,11 @@ impl Source {
 }
 
 fn unreadable(role: Role, path: &str, cause: io::Error) -> Error {
-    Error::host(role.code("KERNEL_UNREADABLE", "INITRD_UNREADABLE"), format!("{} {path}", role.word()), cause)
+    Error::host(
+        role.code(["KERNEL_UNREADABLE", "INITRD_UNREADABLE", "DTB_UNREADABLE"]),
+        format!("{} {path}", role.word()),
+        cause,
+    )
 }
 
 fn spool(from: File, role: Role, most_bytes: u64) -> io::Result<File> {

@@ -13,10 +13,10 @@ use acpi_tables::rsdp::Rsdp;
 use acpi_tables::sdt::Sdt;
 use acpi_tables::xsdt::XSDT;
 
-use super::{
-    IOAPIC_START, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, UART_IRQ, UART_PORT, VIRTIO_START, WINDOW_BYTES,
-    virtio_irq,
+use super::layout::{
+    IOAPIC_START, RESET_PORT, SLEEP_CONTROL_PORT, SLEEP_STATUS_PORT, UART_IRQ, UART_PORT, VIRTIO_START, virtio_irq,
 };
+use crate::virtio::mmio::WINDOW_BYTES;
 
 const OEM_ID: [u8; 6] = *b"MACHIN";
 const OEM_TABLE_ID: [u8; 8] = *b"VMM-MIN ";

@@ -4,7 +4,7 @@
 //! interrupt of its own number, edge-triggered and active high; a kernel that has ACPI reads the MADT instead.
 
 use super::ioapic::PINS;
-use super::{IOAPIC_START, LOCAL_APIC_START};
+use super::layout::{IOAPIC_START, LOCAL_APIC_START};
 
 /// "PCMP", length, revision, checksum, OEM and product, OEM table, number of entries, local APIC, extension.
 const HEADER_BYTES: usize = 44;

@@ -4,7 +4,8 @@
 use linux_loader::bootparam::{boot_e820_entry, boot_params};
 use vm_memory::{ByteValued, GuestAddress, GuestMemoryBackend};
 
-use super::{HIGH_RAM_START, acpi, mptable};
+use super::layout::{HIGH_RAM_START, LOW_RAM_END};
+use super::{acpi, mptable};
 use crate::arch::Boot;
 use crate::error::{Error, Result};
 use crate::ram::{PAGE_BYTES, Ram};
@@ -108,7 +109,7 @@ fn boot_parameters(boot: &Boot, ram_end: u64) -> boot_params {
         params.hdr.ramdisk_size = low(bytes);
     }
     params.acpi_rsdp_addr = ACPI_START;
-    let low_end = ram_end.min(super::LOW_RAM_END);
+    let low_end = ram_end.min(LOW_RAM_END);
     let mut map = vec![
         (0, LOW_RAM_E820_END, E820_RAM),
         (ACPI_START, HIGH_MEMORY - ACPI_START, E820_RESERVED),
@@ -140,6 +141,7 @@ mod tests {
             initrd: Some((GuestAddress(0x700_0000), 0x1234)),
             cmdline: "quiet".into(),
             devices: 0,
+            dtb: None,
         }
     }
 
