@@ -105,7 +105,8 @@ fn segments_must_lie_in_ram_and_hold_the_entry() {
     refused(&elf(code, LOAD_ADDRESS, (63 << 20) + 1), "KERNEL_TOO_LARGE");
     refused(&elf(code, 64 << 20, 4096), "KERNEL_TOO_LARGE");
     refused(&elf(code, LOAD_ADDRESS, u64::MAX), "KERNEL_TOO_LARGE");
-    refused(&elf(code, 0xffff_ffff_ffff_f000, 0x2000), "KERNEL_TOO_LARGE");
+    refused(&elf(code, 0x7fff_ffff_ffff_f000, 0x2000), "KERNEL_TOO_LARGE");
+    refused(&elf(code, 0xffff_ffff_ffff_f000, 0x2000), "KERNEL_MALFORMED");
     refused(&elf(code, LOAD_ADDRESS - 4096, 8192), "KERNEL_MALFORMED");
     refused(&elf(code, 0, 4096), "KERNEL_MALFORMED");
     refused(&changed(field::ENTRY, &(LOAD_ADDRESS - 1).to_le_bytes()), "KERNEL_MALFORMED");
