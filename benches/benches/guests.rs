@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
 
-use machinen_benches::{Report, Samples, program};
+use machinen_benches::{Report, Samples, output, program};
 use machinen_fixtures::TempFile;
 use machinen_tests::lab::{Arch, Job, Lab};
 use machinen_tests::runner::place::Place;
@@ -131,15 +131,4 @@ fn image() -> Result<PathBuf> {
     })();
     fs::remove_dir_all(&root)?;
     Ok(PathBuf::from(made?.trim_end()))
-}
-
-/// What a program prints. Error: it failed; what it said.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
-    if !output.status.success() {
-        return Err(
-            format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()).into()
-        );
-    }
-    Ok(String::from_utf8(output.stdout)?)
 }

@@ -160,11 +160,6 @@ fn exits(vm: &Vm) -> Option<f64> {
 /// What the monitor takes beside its guest's memory, when the guest does nothing.
 fn overhead(vm: &Vm) -> Result<()> {
     let pid = vm.pid().ok_or("no process")?;
-    let mut console = 0;
-    while console != vm.boot_log()?.len() {
-        console = vm.boot_log()?.len();
-        std::thread::sleep(Duration::from_millis(200));
-    }
     let process = Process::of(pid).ok_or("no such process")?;
     let memory = memory::of(process, MIB).ok_or("its memory is not to be seen")?;
     let bytes = memory.overhead_bytes.ok_or("the guest's memory cannot be told from the monitor's")?;

@@ -7,10 +7,12 @@ pub mod process;
 
 pub mod corpus;
 
+use std::error::Error;
 use std::fmt::Write;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use serde_json::{Value, json};
 
@@ -167,6 +169,17 @@ pub fn target_dir() -> PathBuf {
 /// A program of the release build for this architecture's musl target.
 pub fn program(name: &str) -> PathBuf {
     target_dir().join(format!("{}-unknown-linux-musl/release/{name}", std::env::consts::ARCH))
+}
+
+/// What a program prints. Error: it failed; what it said.
+pub fn output(command: &mut Command) -> Result<String, Box<dyn Error>> {
+    let output = command.output().map_err(|error| format!("{command:?}: {error}"))?;
+    if !output.status.success() {
+        return Err(
+            format!("{command:?}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim()).into()
+        );
+    }
+    Ok(String::from_utf8(output.stdout)?)
 }
 
 /// Kernel and processor, for the `host` column.

@@ -11,7 +11,6 @@ pub mod cmdline;
 pub mod config;
 pub mod disks;
 pub mod ext4;
-pub mod glob;
 pub mod lookup;
 pub mod marks;
 pub mod modules;

@@ -22,7 +22,6 @@ pub mod newc;
 #[cfg(feature = "std")]
 pub mod error;
 #[cfg(feature = "std")]
-pub mod glob;
 #[cfg(feature = "std")]
 pub mod layout;
 #[cfg(feature = "std")]

@@ -5,12 +5,14 @@
 //! - [`frame`]: the header of a frame, and the kinds of frames.
 //! - [`open`]: the first frame, which says what the stream is for.
 //! - [`body`]: the payloads of the other frames.
+//! - [`glob`]: the patterns of what an archive leaves out.
 //! - [`window`]: how much of a data stream may be under way.
 #![cfg_attr(not(test), no_std)]
 #![forbid(unsafe_code)]
 
 pub mod body;
 pub mod frame;
+pub mod glob;
 pub mod open;
 pub mod window;
 

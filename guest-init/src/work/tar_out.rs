@@ -7,11 +7,11 @@ use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::CStr;
 
-use guest_init::glob::excludes;
 use guest_init::tar::write::{END, header, padding};
 use guest_init::tar::{Entry, Kind};
 use guest_init::wire::report::Failed;
 use machinen_abi::body::Reason;
+use machinen_abi::glob::excludes;
 
 use super::{Pipe, Worker, system, write_all};
 use crate::sys::at::{self, Status};

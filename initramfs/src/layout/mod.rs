@@ -20,8 +20,9 @@ use std::string::{String, ToString};
 use std::vec;
 use std::vec::Vec;
 
+use machinen_abi::glob::{self, Slash};
+
 use crate::error::{Error, Result, show, show_path};
-use crate::glob;
 use crate::newc::Device;
 use crate::pack::{Plan, check_length, largest_below};
 use crate::tree::{Body, Found, Id, Meta, Node, PathFault, Tree};
@@ -203,7 +204,7 @@ impl Build<'_> {
                 let options = self.walk_options();
                 walk::add_directory(&mut self.tree, at, dir, &options, |path| {
                     let name = path.rsplit(|&b| b == b'/').next().unwrap_or_default();
-                    excludes.iter().any(|pattern| glob::matches(pattern, name))
+                    excludes.iter().any(|pattern| glob::matches(pattern, name, Slash::Ordinary))
                 })?;
                 Ok(None)
             }
@@ -362,7 +363,7 @@ fn at_fault(source: &str, path: &str, fault: PathFault) -> Error {
 
 fn excluded(patterns: &[String], path: &[u8]) -> bool {
     let mut patterns = patterns.iter();
-    patterns.any(|pattern| glob::matches(pattern.as_bytes(), path))
+    patterns.any(|pattern| glob::matches(pattern.as_bytes(), path, Slash::Ordinary))
 }
 
 fn read_config(path: &Path) -> Result<Config> {

@@ -7,35 +7,10 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
-use machinen_initramfs::glob::matches;
+use machinen_abi::glob::excludes;
 use tar::{Builder, EntryType, Header};
 
 use crate::error::{Error, Result};
-
-/// Whether a pattern of glob(7) takes out what lies at `path` below the top: one without a slash is for a name at any depth,
-/// one with a slash for the whole path.
-fn is_excluded(path: &Path, excludes: &[String]) -> bool {
-    let name = path.file_name().unwrap_or_default().as_bytes();
-    excludes.iter().any(|pattern| {
-        let pattern = pattern.trim_start_matches("./").trim_end_matches('/');
-        match pattern.contains('/') {
-            false => matches(pattern.as_bytes(), name),
-            true => is_path(pattern.trim_start_matches('/'), path),
-        }
-    })
-}
-
-/// Name by name: `*` crosses no slash.
-fn is_path(pattern: &str, path: &Path) -> bool {
-    let (mut patterns, mut names) = (pattern.split('/'), path.iter());
-    loop {
-        match (patterns.next(), names.next()) {
-            (None, None) => return true,
-            (Some(pattern), Some(name)) if matches(pattern.as_bytes(), name.as_bytes()) => {}
-            _ => return false,
-        }
-    }
-}
 
 /// Writes what is at `source` to `out`, its top being called `name`. Sockets are left out, as by tar.
 ///
@@ -81,7 +56,8 @@ impl<W: Write> Packer<'_, W> {
             names.sort();
             for child in names {
                 let below = below.join(&child);
-                if !is_excluded(&below, self.excludes) {
+                let path = below.as_os_str().as_bytes();
+                if !self.excludes.iter().any(|pattern| excludes(pattern.as_bytes(), path)) {
                     self.add(&source.join(&child), &name.join(&child), &below)?;
                 }
             }
@@ -166,21 +142,5 @@ impl Read for Body {
                 Err(copy)
             }
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn patterns_are_for_names_or_paths() {
-        let excludes = |pattern: &str| vec![pattern.to_string()];
-        assert!(is_excluded(Path::new("a/b/x.o"), &excludes("*.o")));
-        assert!(is_excluded(Path::new("a/b"), &excludes("a/*")));
-        assert!(!is_excluded(Path::new("a/b/c"), &excludes("a/*")));
-        assert!(
-            is_excluded(Path::new("target"), &excludes("/target/")) && !is_excluded(Path::new("x"), &excludes("y"))
-        );
     }
 }
