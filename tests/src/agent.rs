@@ -305,6 +305,29 @@ impl Machine {
         client
     }
 
+    /// A machine whose main command waits, and that command's stream; [`Machine::stop`] ends it.
+    ///
+    /// # Panics
+    /// When it does not start.
+    #[must_use]
+    pub fn waiting(kernel: &str, guest: Guest) -> (Self, Client) {
+        let machine = Self::start(kernel, guest);
+        let mut main = machine.ready();
+        exec(&mut main, &["sleep", "1000"]);
+        main.expect(Kind::Started);
+        (machine, main)
+    }
+
+    /// Ends such a machine by a signal to its main command.
+    ///
+    /// # Panics
+    /// When it ends in any other way, or has printed something.
+    pub fn stop(self, mut main: Client) {
+        main.send(Kind::Signal, &[15, 0, 0, 0]);
+        assert_eq!(main.outcome().end, End::Exit(Exit::Signal(15)));
+        assert_eq!(self.finish(), (143, String::new()));
+    }
+
     /// Runs a script without input to its end.
     #[must_use]
     pub fn run(&self, script: &str) -> Outcome {

@@ -100,19 +100,24 @@ fn nonsense() -> Vec<(&'static str, Speech)> {
     ]
 }
 
+/// What asks the agent of `web`: program, arguments, and its exit code for a failure. `to` is where it may copy to.
+fn tools(to: &str) -> [(&'static str, Vec<&str>, i32); 4] {
+    [
+        ("machinen-exec", vec!["-T", "web", "--", "x"], 125),
+        ("machinen-attach", vec!["web"], 125),
+        ("machinen-cp", vec!["-", "web:/tmp/x"], 1),
+        ("machinen-cp", vec!["web:/etc", to], 1),
+    ]
+}
+
 #[test]
 fn what_is_no_protocol_is_refused_by_every_tool() {
     for (what, speech) in nonsense() {
         let machines = Machines::default();
         let _web = machine(&machines, &speech);
         let to = machines.beside("to").display().to_string();
-        for (name, args, code) in [
-            ("machinen-exec", &["-T", "web", "--", "x"][..], 125),
-            ("machinen-attach", &["web"], 125),
-            ("machinen-cp", &["-", "web:/tmp/x"], 1),
-            ("machinen-cp", &["web:/etc", &to], 1),
-        ] {
-            let run = confined(&machines, name, args);
+        for (name, args, code) in tools(&to) {
+            let run = confined(&machines, name, &args);
             assert_refused(&run, code, "EXEC_PROTOCOL", &format!("{what}, {name} {args:?}"));
         }
     }
@@ -154,13 +159,8 @@ fn an_agent_of_another_version_is_told_from_a_broken_one() {
     let other = failed(Reason::Version, 7, "version 1 of the protocol is not served");
     let _web = machine(&machines, &Speech::once(other));
     let to = machines.beside("to").display().to_string();
-    for (name, args, code) in [
-        ("machinen-exec", &["-T", "web", "--", "x"][..], 125),
-        ("machinen-attach", &["web"], 125),
-        ("machinen-cp", &["-", "web:/tmp/x"], 1),
-        ("machinen-cp", &["web:/etc", &to], 1),
-    ] {
-        let run = confined(&machines, name, args);
+    for (name, args, code) in tools(&to) {
+        let run = confined(&machines, name, &args);
         assert_refused(&run, code, "EXEC_VERSION", name);
         let said = String::from_utf8_lossy(&run.stderr).into_owned();
         let says = |text: &str| assert!(said.contains(text), "{text}: {said}");

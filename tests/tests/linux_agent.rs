@@ -41,18 +41,7 @@ fn the_main_command_and_others() {
 
 /// A machine of the tuned kernel whose main command waits.
 fn machine() -> (Machine, Client) {
-    let machine = Machine::start("vmlinux-tuned", busybox());
-    let mut main = machine.ready();
-    exec(&mut main, &["sleep", "1000"]);
-    main.expect(Kind::Started);
-    (machine, main)
-}
-
-/// Ends it by its main command.
-fn stop(machine: Machine, mut main: Client) {
-    main.send(Kind::Signal, &[15, 0, 0, 0]);
-    assert_eq!(main.outcome().end, End::Exit(Exit::Signal(15)));
-    assert_eq!(machine.finish(), (143, String::new()));
+    Machine::waiting("vmlinux-tuned", busybox())
 }
 
 #[test]
@@ -98,7 +87,7 @@ fn terminals() {
     drop(client);
     let found = machine.run("while [ ! -s /tmp/hup ]; do usleep 10000; done; cat /tmp/hup");
     assert_eq!(found.text(), "hung up\n");
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -166,7 +155,7 @@ fn input_comes_as_it_is_and_a_signal_passes_it() {
     }
     client.send(Kind::Signal, &[9, 0, 0, 0]);
     assert_eq!(client.outcome().end, End::Exit(Exit::Signal(9)));
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -225,7 +214,7 @@ fn a_reader_that_stands_still_holds_up_only_its_own_stream() {
     // With the command ended, what is in the pipe is still to come.
     client.send(Kind::Credit, &Credit { stream: Stream::Output, bytes: 256 << 10 }.to_bytes());
     assert_eq!(client.outcome().end, End::Exit(Exit::Code(8)));
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -256,7 +245,7 @@ fn many_at_once_and_no_more() {
         }
     }
     drop(held);
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -303,7 +292,7 @@ fn a_host_that_breaks_the_protocol_is_refused() {
         machine.connect().socket.write_all(&[1, 0, 0, 0, 8, 0, 0, 0, 1, 0, 1, 0][..end]).unwrap();
     }
     assert_eq!(machine.run("echo well").text(), "well\n");
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -320,7 +309,7 @@ fn a_reader_that_goes_away_ends_what_it_reads() {
     assert_eq!((outcome.output.len(), outcome.end), (43_893, End::Exit(Exit::Code(2))));
     let last: Vec<Kind> = outcome.kinds.iter().rev().take(3).copied().collect();
     assert!(last[0] == Kind::Exit && last[1..].contains(&Kind::OutputEnd) && last[1..].contains(&Kind::ErrorEnd));
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -487,5 +476,5 @@ fn whoever_waits_costs_nothing() {
     let ticks: u32 = machine.run(script).text().trim().parse().unwrap();
     println!("{ticks} ticks of PID 1 in two seconds");
     assert!(ticks < 60, "{ticks}");
-    stop(machine, main);
+    machine.stop(main);
 }

@@ -13,17 +13,7 @@ use machinen_tests::guest::Guest;
 use tar::{EntryType, Header};
 
 fn machine(kernel: &str) -> (Machine, Client) {
-    let machine = Machine::start(kernel, Guest::command(&["true"]));
-    let mut main = machine.ready();
-    exec(&mut main, &["sleep", "1000"]);
-    main.expect(Kind::Started);
-    (machine, main)
-}
-
-fn stop(machine: Machine, mut main: Client) {
-    main.send(Kind::Signal, &[15, 0, 0, 0]);
-    assert_eq!(main.outcome().end, End::Exit(Exit::Signal(15)));
-    assert_eq!(machine.finish(), (143, String::new()));
+    Machine::waiting(kernel, Guest::command(&["true"]))
 }
 
 /// Sends all of `bytes` as input, as credit allows, or until the operation ends.
@@ -238,7 +228,7 @@ fn what_goes_in_comes_out() {
         let script = "cd /tmp; stat -c '%u %g %s' n/big n/hard; cmp top/big n/big && readlink n/soft; \
                       find n | wc -l; find top | wc -l; find n -user 1234 -o -group 567";
         assert_eq!(machine.run(script).text(), "0 0 3000000\n0 0 3000000\n/nowhere/../else\n303\n303\n");
-        stop(machine, main);
+        machine.stop(main);
     }
 }
 
@@ -276,7 +266,7 @@ fn no_archive_leads_out_of_its_destination() {
     done(&unpack(&machine, "/tmp/in", &replaced.bytes()));
     let seen = machine.run("cd /tmp; cat in/old in/self in/x out/file; ls /x 2>/dev/null").text();
     assert_eq!(seen, "newnewxsafe\n");
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -300,7 +290,7 @@ fn archives_that_are_broken_are_refused() {
     do_it(&machine, "rm /tmp/a; mkdir -p /tmp/a/b");
     let (reason, message) = end(&whole);
     assert_eq!((reason, &*message), (Reason::System, "a: Directory not empty"));
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -321,7 +311,7 @@ fn what_is_excluded_stays() {
     assert_eq!(names("/t", &[(Tag::Exclude, b"[ab]"), (Tag::Exclude, b"/x.o")]), "t t/link");
     let nowhere = pack(&machine, "/nowhere", &[]).end;
     assert_eq!(nowhere, End::Failed(Reason::System, 2, "/nowhere: No such file or directory".into()));
-    stop(machine, main);
+    machine.stop(main);
 }
 
 #[test]
@@ -361,5 +351,5 @@ fn files_are_written() {
     let script = "while [ \"$(ls -d /proc/[0-9]*/exe | while read p; do readlink $p; done | grep -c '^/init$')\" -gt 1 ]; \
                   do usleep 9999; done; echo none";
     assert_eq!(machine.run(script).text(), "none\n");
-    stop(machine, main);
+    machine.stop(main);
 }

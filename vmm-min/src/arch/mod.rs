@@ -56,9 +56,10 @@ pub use x86_64::{
 
 use std::time::Instant;
 
+use kvm_ioctls::VcpuExit;
 use vm_memory::GuestAddress;
 
-use crate::error::Result;
+use crate::error::{Error, Result};
 
 /// What the guest starts with; everything it names is in RAM already.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -137,4 +138,26 @@ pub trait Registers {
     fn read_memory(&mut self, address: u64, bytes: &mut [u8]);
     /// The guest writes 1 to 8 bytes to a physical address that is not RAM.
     fn write_memory(&mut self, address: u64, bytes: &[u8]);
+}
+
+/// The processor refused to run the guest. `place` is where it stood: " at …", or nothing.
+fn entry_failed(reason: u64, place: &str) -> Error {
+    let message = format!("the processor refused the guest's state{place}: hardware reason {reason:#x}");
+    Error::guest("GUEST_ENTRY_FAILED", message, "")
+}
+
+/// KVM_RUN failed with `cause`.
+fn run_failed(cause: kvm_ioctls::Error, place: &str) -> Error {
+    match cause.errno() {
+        libc::EFAULT => {
+            let message = format!("the memory behind an access of the guest is gone{place}");
+            Error::guest("GUEST_MEMORY_GONE", message, "")
+        }
+        _ => Error::Kvm { call: "KVM_RUN", cause },
+    }
+}
+
+/// KVM_RUN returned for a reason that no guest of ours can bring about.
+fn unexpected(exit: &VcpuExit<'_>) -> Error {
+    Error::guest("GUEST_UNKNOWN_EXIT", format!("KVM exit not expected: {exit:?}"), "")
 }

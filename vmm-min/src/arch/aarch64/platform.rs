@@ -11,7 +11,7 @@ use super::dtb;
 use super::fdt::{self, Gic};
 use super::gic::{self, Lines};
 use super::layout;
-use crate::arch::{Boot, Dtb, End, Registers, Step};
+use crate::arch::{self, Boot, Dtb, End, Registers, Step};
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
@@ -151,18 +151,9 @@ impl Platform {
                 format!("KVM could not emulate an instruction of the guest{}", self.place()),
                 "it accesses a device by an instruction that the processor does not describe",
             )),
-            Ok(VcpuExit::FailEntry(reason, _)) => Err(Error::guest(
-                "GUEST_ENTRY_FAILED",
-                format!("the processor refused the guest's state{}: hardware reason {reason:#x}", self.place()),
-                "",
-            )),
-            Err(error) if error.errno() == libc::EFAULT => Err(Error::guest(
-                "GUEST_MEMORY_GONE",
-                format!("the memory behind an access of the guest is gone{}", self.place()),
-                "",
-            )),
-            Ok(exit) => Err(Error::guest("GUEST_UNKNOWN_EXIT", format!("KVM exit not expected: {exit:?}"), "")),
-            Err(cause) => Err(Error::Kvm { call: "KVM_RUN", cause }),
+            Ok(VcpuExit::FailEntry(reason, _)) => Err(arch::entry_failed(reason, &self.place())),
+            Ok(exit) => Err(arch::unexpected(&exit)),
+            Err(cause) => Err(arch::run_failed(cause, &self.place())),
         }
     }
 

@@ -6,7 +6,7 @@ use kvm_ioctls::{Cap, Kvm, VcpuExit, VcpuFd, VmFd};
 use super::ioapic::{self, IoApic};
 use super::layout::{HIGH_RAM_START, LOW_RAM_END, SLEEP_STATUS_PORT, decode_port, ioapic_offset};
 use super::{cpu, cpuid, tables};
-use crate::arch::{Boot, Registers, Step};
+use crate::arch::{self, Boot, Registers, Step};
 use crate::error::{Error, Result};
 use crate::kick::Kick;
 use crate::ram::Ram;
@@ -127,18 +127,9 @@ impl Platform {
                 format!("KVM could not emulate an instruction of the guest{}", self.place()),
                 "a kernel needs a processor with virtualization; this host may only run small guests",
             )),
-            Ok(VcpuExit::FailEntry(reason, _)) => Err(Error::guest(
-                "GUEST_ENTRY_FAILED",
-                format!("the processor refused the guest's state{}: hardware reason {reason:#x}", self.place()),
-                "",
-            )),
-            Err(error) if error.errno() == libc::EFAULT => Err(Error::guest(
-                "GUEST_MEMORY_GONE",
-                format!("the memory behind an access of the guest is gone{}", self.place()),
-                "",
-            )),
-            Ok(exit) => Err(Error::guest("GUEST_UNKNOWN_EXIT", format!("KVM exit not expected: {exit:?}"), "")),
-            Err(cause) => Err(Error::Kvm { call: "KVM_RUN", cause }),
+            Ok(VcpuExit::FailEntry(reason, _)) => Err(arch::entry_failed(reason, &self.place())),
+            Ok(exit) => Err(arch::unexpected(&exit)),
+            Err(cause) => Err(arch::run_failed(cause, &self.place())),
         }
     }
 
