@@ -8,7 +8,7 @@ use std::io::Read;
 use machinen_abi::body::{Credit, Exit, Reason};
 use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
-use machinen_tests::agent::{Client, End, Machine, Outcome, exec};
+use machinen_tests::agent::{Client, End, Machine, Outcome};
 use machinen_tests::guest::Guest;
 use tar::{EntryType, Header};
 
