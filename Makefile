@@ -45,7 +45,7 @@ shell: deps lab rootfs kernel build ## a shell in the lab, with the tools, a ker
 	@fixtures/shell $(out) $(assets)
 
 soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock and network, longer fuzzing
-	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --filter linux_ $(TEST_ARGS)
+	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --total 14400 --filter linux_ $(TEST_ARGS)
 	@fixtures/fuzz 300
 
 fuzz: ## every fuzz target for FUZZ_SECONDS (60), from the corpus on

@@ -4,7 +4,7 @@ use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Makes the command a process group of its own that dies (`SIGKILL`) with the thread that spawns it, so that
 /// nothing stays behind when this process is killed, and lets it inherit `fds` under their numbers.
@@ -29,6 +29,36 @@ pub fn confine(command: &mut Command, fds: Vec<RawFd>) {
             Ok(())
         });
     }
+}
+
+/// The rate of the processor's time-stamp counter in kHz, from 20 ms of it; `None` where there is none.
+#[must_use]
+pub fn tsc_khz() -> Option<u64> {
+    // A moment, and the counter at most a microsecond from it: nothing came between, or it is tried again.
+    let read = || {
+        let moments = std::iter::repeat_with(|| {
+            let before = Instant::now();
+            time_stamp().map(|ticks| (before, ticks, before.elapsed()))
+        });
+        moments.take(1000).map_while(|moment| moment).min_by_key(|(.., width)| *width)
+    };
+    let (begin, first, _) = read()?;
+    std::thread::sleep(Duration::from_millis(20));
+    let (end, last, _) = read()?;
+    let nanoseconds = u64::try_from((end - begin).as_nanos()).ok()?;
+    last.checked_sub(first)?.checked_mul(1_000_000)?.checked_div(nanoseconds)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[expect(clippy::unnecessary_wraps, reason = "other architectures have none")]
+fn time_stamp() -> Option<u64> {
+    // SAFETY: every x86_64 has the instruction, and Linux lets programs use it.
+    Some(unsafe { std::arch::x86_64::_rdtsc() })
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn time_stamp() -> Option<u64> {
+    None
 }
 
 /// Kills (`SIGKILL`) every process of the group that a confined child leads. The child must not have been waited

@@ -6,7 +6,7 @@ use std::collections::VecDeque;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Mutex;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use machinen_tests::lab::Arch;
 use machinen_tests::runner::discover::{self, Class, Executable};
@@ -25,6 +25,7 @@ Builds and runs all tests of the workspace, on the host and, where its KVM does 
   --where host|lab   where tests run that need KVM (default: MACHINEN_TEST_WHERE, or what machinen-probe finds)
   --arch NAME        x86_64 or aarch64: for another one than this host's, tests that need KVM run in its lab, others not
   --limit SECONDS    kill a test after that time (default 120)
+  --total SECONDS    tests in the lab that have not ended by then have failed (default 3600)
   --list             print the tests and do not run them
 ";
 
@@ -36,6 +37,7 @@ struct Options {
     arch: Arch,
     place: Option<Place>,
     limit: Duration,
+    total: Duration,
     list: bool,
 }
 
@@ -61,8 +63,8 @@ fn main() -> ExitCode {
 
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let forced = |word: &str| Place::forced(word).ok_or(format!("{word} is neither host nor lab"));
-    let limit = Duration::from_mins(2);
-    let mut options = Options { filter: String::new(), arch: Arch::OWN, place: None, limit, list: false };
+    let (limit, total) = (Duration::from_mins(2), Duration::from_hours(1));
+    let mut options = Options { filter: String::new(), arch: Arch::OWN, place: None, limit, total, list: false };
     if let Some(word) = std::env::var("MACHINEN_TEST_WHERE").ok().filter(|word| !word.is_empty()) {
         options.place = Some(forced(&word)?);
     }
@@ -76,9 +78,10 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
                 options.arch = Arch::parse(&name).ok_or(format!("{name} is neither x86_64 nor aarch64"))?;
             }
             "--where" => options.place = Some(forced(&value()?)?),
-            "--limit" => {
-                let seconds = value()?.parse().map_err(|_| "--limit needs a number of seconds")?;
-                options.limit = Duration::from_secs(seconds);
+            "--limit" | "--total" => {
+                let seconds = value()?.parse().map_err(|_| format!("{option} needs a number of seconds"))?;
+                let which = if option == "--limit" { &mut options.limit } else { &mut options.total };
+                *which = Duration::from_secs(seconds);
             }
             _ => return Err(format!("unknown option {option}\n{}", USAGE.trim_end())),
         }
@@ -88,6 +91,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
 
 /// Whether tests ran and none failed.
 fn run(options: &Options) -> Result<bool, String> {
+    let deadline = Instant::now() + options.total;
     let foreign = options.arch != Arch::OWN;
     let mut selected = Vec::new();
     for executable in discover::build(Arch::OWN, foreign)? {
@@ -124,7 +128,7 @@ fn run(options: &Options) -> Result<bool, String> {
     let report = Mutex::new(Report::new(count));
     let in_lab = |executable: &Executable| place.as_ref().is_some_and(|place| place.is_lab(executable.class));
     let (lab, host): (Vec<_>, Vec<_>) = selected.into_iter().partition(|(executable, _)| in_lab(executable));
-    run_all(options.arch, &lab, host, &setting, &report);
+    run_all(options.arch, &lab, host, &setting, deadline, &report);
 
     let report = report.into_inner().map_err(|_| "a thread of the runner panicked")?;
     report.finish();
@@ -140,6 +144,7 @@ fn run_all(
     lab: &[(Executable, Vec<Test>)],
     host: Vec<(Executable, Vec<Test>)>,
     setting: &Setting,
+    deadline: Instant,
     report: &Mutex<Report>,
 ) {
     let tell = |line| {
@@ -166,7 +171,7 @@ fn run_all(
             scope.spawn(work);
         }
         if !lab.is_empty() {
-            inside::run(arch, lab, setting, &mut |line| tell(line));
+            inside::run(arch, lab, setting, deadline, &mut |line| tell(line));
         }
         work();
     });

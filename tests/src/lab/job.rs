@@ -33,6 +33,8 @@ pub struct Job {
     pub terminal: bool,
     /// The machine, its boot included, is killed when it takes longer.
     pub limit: Duration,
+    /// It is also killed when nothing comes from it for so long.
+    pub silence: Duration,
 }
 
 /// What came of a job.
@@ -56,6 +58,7 @@ impl Job {
             counting: false,
             terminal: false,
             limit: Duration::from_mins(5),
+            silence: Duration::MAX,
         }
     }
 

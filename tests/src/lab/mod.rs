@@ -70,10 +70,10 @@ impl Lab {
         let (terminal, line) = if job.terminal { Some(Terminal::open()?).unzip() } else { (None, None) };
         let mut machine = Machine::start(self, job, &disk, line)?;
         let mut files = anonymous_file()?;
-        let code = machine.serve(deadline, &mark, [stdout, stderr, &mut files]);
+        let code = machine.serve(deadline, job.silence, &mark, [stdout, stderr, &mut files]);
         machine.stop();
         drop(terminal);
-        let code = code.map_err(|end| end.into_error(job.limit, machine.log_tail()))?;
+        let code = code.map_err(|end| end.into_error(job, machine.log_tail()))?;
         files.seek(SeekFrom::Start(0)).map_err(Error::host("seek", Path::new("files")))?;
         Ok(Outcome { code, missing: job.unpack(files)? })
     }
@@ -97,15 +97,17 @@ const NAP: Duration = Duration::from_secs(2);
 /// Why a machine was of no more use.
 enum End {
     Limit,
+    Silence,
     Died,
     Refused(String),
     Io(&'static str, io::Error),
 }
 
 impl End {
-    fn into_error(self, limit: Duration, log: String) -> Error {
+    fn into_error(self, job: &Job, log: String) -> Error {
         match self {
-            Self::Limit => Error::Limit { limit, log },
+            Self::Limit => Error::Limit { limit: job.limit, log },
+            Self::Silence => Error::Limit { limit: job.silence, log },
             Self::Died => Error::Died { log },
             Self::Refused(why) => Error::Refused { why, log },
             Self::Io(operation, error) => Error::Host { operation, path: "the lab's output".into(), error },
@@ -132,7 +134,7 @@ impl Machine {
         let mut command = Command::new(qemu);
         command.args(arch.machine()).args(if job.counting { COUNTING } else { ACCEL });
         command.args(["-nodefaults", "-no-user-config", "-display", "none", "-no-reboot"]);
-        command.args(["-m", &job.memory_mib.to_string(), "-append", arch.cmdline()]);
+        command.args(["-m", &job.memory_mib.to_string(), "-append", &arch.cmdline(job.counting)]);
         command.arg("-kernel").arg(dir.join("vmlinux")).arg("-initrd").arg(dir.join("lab.cpio"));
         command.args(["-chardev", "file,id=log,append=on,path=/proc/self/fd/1", "-serial", "chardev:log"]);
         let disk_path = format!("/proc/self/fd/{}", disk.as_raw_fd());
@@ -161,7 +163,14 @@ impl Machine {
     }
 
     /// Copies the streams to their sinks until all have ended; returns the command's exit code.
-    fn serve(&mut self, deadline: Instant, mark: &[u8], sinks: [&mut dyn Write; END]) -> Result<u8, End> {
+    fn serve(
+        &mut self,
+        deadline: Instant,
+        silence: Duration,
+        mark: &[u8],
+        sinks: [&mut dyn Write; END],
+    ) -> Result<u8, End> {
+        let mut heard = Instant::now();
         let mut streams = sinks.map(|sink| Marked::new(mark, sink));
         let mut end = Vec::new();
         let mut buffer = vec![0; 1 << 16];
@@ -175,7 +184,11 @@ impl Machine {
             let ready = sys::wait_readable(&fds, left.min(NAP)).map_err(|error| End::Io("poll", error))?;
             let before = std::mem::replace(&mut ticks, host::processor_ticks(self.qemu.id()));
             // That its processor stands still does not always show: QEMU itself uses some time.
-            if (ticks == before || !self.counting) && !ready.contains(&true) {
+            if ready.contains(&true) {
+                heard = Instant::now();
+            } else if heard.elapsed() > silence {
+                return Err(End::Silence);
+            } else if ticks == before || !self.counting {
                 self.wake();
             }
             for (index, _) in ready.iter().enumerate().filter(|(_, ready)| **ready) {
@@ -193,7 +206,7 @@ impl Machine {
         }
     }
 
-    /// Has the machine's processor interrupted: by a byte to a port that nobody there reads.
+    /// Has the machine's processor interrupted: by a byte to a port whose bytes nobody there minds.
     fn wake(&self) {
         let mut port = &self.ports[END];
         let written = port.set_write_timeout(Some(Duration::from_millis(10))).and_then(|()| port.write(b"\n"));

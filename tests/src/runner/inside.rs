@@ -3,7 +3,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::{Value, json};
 
@@ -52,19 +52,106 @@ const TMUX_FILES: [&str; 2] = ["/lib/terminfo/s/screen", "/usr/lib/locale/C.utf8
 const MEMORY_MIB: u32 = 6144;
 const BOOT: Duration = Duration::from_mins(1);
 
-/// Runs tests in one lab of the architecture, telling `line` what happens. Tests that the lab did not get to have failed.
-pub fn run(arch: Arch, executables: &[(Executable, Vec<Test>)], setting: &Setting, line: &mut dyn FnMut(Line)) {
-    let mut open: Vec<Test> = executables.iter().flat_map(|(_, tests)| tests.clone()).collect();
-    let mut current = None;
-    let mut stderr = Vec::new();
-    let mut lines = Lines::new(|read| {
-        match &read {
-            Line::Started(test) => current = Some(test.clone()),
-            Line::Ended(record) => open.retain(|test| *test != record.test),
+/// So many labs are started in one run.
+const LABS: usize = 6;
+
+/// Runs tests in a lab of the architecture until `deadline`, telling `line` what happens. When a test hangs, or the lab ends in
+/// it, the emulator may be to blame: all that is open, this test for a second time, gets another lab. Tests that no lab got to
+/// have failed.
+pub fn run(
+    arch: Arch,
+    executables: &[(Executable, Vec<Test>)],
+    setting: &Setting,
+    deadline: Instant,
+    line: &mut dyn FnMut(Line),
+) {
+    let mut open = executables.to_vec();
+    let mut hung: Vec<(Test, String)> = Vec::new();
+    for lab in 1..=LABS {
+        let mut ended = Vec::new();
+        let stop = run_one(arch, &open, setting, deadline, &mut |read| {
+            line(match read {
+                Line::Started(test) => Line::Started(test),
+                Line::Ended(record) => {
+                    ended.push(record.test.clone());
+                    Line::Ended(over_first_try(record, &hung))
+                }
+            });
+        });
+        close(&mut open, &ended);
+        match stop.at {
+            _ if open.is_empty() => return,
+            Some(at) if lab < LABS && Instant::now() < deadline => {
+                if hung.iter().all(|(test, _)| *test != at) {
+                    hung.push((at, stop.why));
+                } else {
+                    close(&mut open, std::slice::from_ref(&at));
+                    line(Line::Ended(failed(at, stop.why)));
+                }
+            }
+            at => return fail(&open, at.as_ref(), &stop.why, line),
         }
-        line(read);
+    }
+}
+
+fn close(open: &mut Vec<(Executable, Vec<Test>)>, ended: &[Test]) {
+    open.iter_mut().for_each(|(_, tests)| tests.retain(|test| !ended.contains(test)));
+    open.retain(|(_, tests)| !tests.is_empty());
+}
+
+fn failed(test: Test, why: String) -> Record {
+    Record { test, verdict: Verdict::Failed(why), elapsed: Duration::ZERO }
+}
+
+/// Why a lab ended, which may have been before its tests did.
+struct Stop {
+    /// The test that ran, or hung.
+    at: Option<Test>,
+    why: String,
+}
+
+/// A second try that passed tells of the first.
+fn over_first_try(record: Record, hung: &[(Test, String)]) -> Record {
+    match hung.iter().find(|(test, _)| *test == record.test) {
+        Some((_, output)) if record.verdict == Verdict::Passed => {
+            Record { verdict: Verdict::PassedAgain(output.clone()), ..record }
+        }
+        _ => record,
+    }
+}
+
+fn fail(open: &[(Executable, Vec<Test>)], at: Option<&Test>, why: &str, line: &mut dyn FnMut(Line)) {
+    for test in open.iter().flat_map(|(_, tests)| tests) {
+        let why = match at {
+            Some(at) if at != test => format!("not run: the last lab ended in {at}"),
+            _ => why.to_owned(),
+        };
+        line(Line::Ended(failed(test.clone(), why)));
+    }
+}
+
+/// Runs tests in one lab, until one hangs. What ended is told; gives why others did not.
+fn run_one(
+    arch: Arch,
+    executables: &[(Executable, Vec<Test>)],
+    setting: &Setting,
+    deadline: Instant,
+    line: &mut dyn FnMut(Line),
+) -> Stop {
+    let (mut at, mut hung) = (None, None);
+    let mut stderr = Vec::new();
+    let mut lines = Lines::new(|read| match read {
+        Line::Ended(Record { test, verdict: Verdict::Hung(why), .. }) => hung = Some(Stop { at: Some(test), why }),
+        Line::Ended(record) => {
+            at = None;
+            line(Line::Ended(record));
+        }
+        Line::Started(test) => {
+            at = Some(test.clone());
+            line(Line::Started(test));
+        }
     });
-    let mut why = match job(arch, executables, setting, open_count(executables)) {
+    let mut why = match job(arch, executables, setting, deadline) {
         Ok((job, plan)) => {
             let result = Lab::open(arch).and_then(|lab| lab.run(&job, &mut lines, &mut stderr));
             // The lab has ended: nobody reads the plan any more.
@@ -79,18 +166,7 @@ pub fn run(arch: Arch, executables: &[(Executable, Vec<Test>)], setting: &Settin
     if !stderr.is_empty() {
         why = format!("{why}\nthe runner in the lab said:\n{}", String::from_utf8_lossy(&stderr));
     }
-    for test in open {
-        let output = match &current {
-            Some(at) if *at == test => format!("the lab ended while this test ran: {why}"),
-            Some(at) => format!("the lab ended before this test, while {at} ran or after it"),
-            None => why.clone(),
-        };
-        line(Line::Ended(Record { test, verdict: Verdict::Failed(output), elapsed: Duration::ZERO }));
-    }
-}
-
-fn open_count(executables: &[(Executable, Vec<Test>)]) -> u32 {
-    executables.iter().map(|(_, tests)| u32::try_from(tests.len()).unwrap_or(u32::MAX)).sum()
+    hung.unwrap_or(Stop { at, why })
 }
 
 /// The lab's job, and the file on the host that holds its plan.
@@ -98,12 +174,15 @@ fn job(
     arch: Arch,
     executables: &[(Executable, Vec<Test>)],
     setting: &Setting,
-    count: u32,
+    deadline: Instant,
 ) -> Result<(Job, PathBuf), String> {
     let mut job = Job::new([RUNNER, "--inside", PLAN]);
     job.memory_mib = MEMORY_MIB;
     // Each test has its own limit inside; this one is for a lab that hangs.
-    job.limit = BOOT + (setting.limit + Duration::from_secs(5)) * count;
+    let count: usize = executables.iter().map(|(_, tests)| tests.len()).sum();
+    let all = (setting.limit + Duration::from_secs(5)) * u32::try_from(count).unwrap_or(u32::MAX);
+    job.limit = (BOOT + all).min(deadline.saturating_duration_since(Instant::now()));
+    job.silence = BOOT + setting.limit;
     job.env.push(("TMPDIR".into(), "/tmp".into()));
     if crate::soak() {
         job.env.push(("MACHINEN_SOAK".into(), "1".into()));
@@ -137,7 +216,8 @@ fn job(
     Ok((job, plan))
 }
 
-/// The runner's other half, in the lab: runs a plan's tests one by one and writes a line of JSON for each.
+/// The runner's other half, in the lab: runs a plan's tests one by one, up to the first that hangs, and writes a line of JSON for
+/// each.
 ///
 /// # Errors
 /// When the plan cannot be read, or the lines not be written.
@@ -154,32 +234,31 @@ pub fn inside(plan: &Path) -> Result<(), String> {
         for name in executable["tests"].as_array().ok_or_else(broken)? {
             let test = Test { label: label.to_owned(), name: name.as_str().ok_or_else(broken)?.to_owned() };
             tell(&Line::Started(test.clone()))?;
-            tell(&Line::Ended(execute_patiently(path, test, &setting)))?;
+            let record = suspect(execute(path, Path::new("/tmp"), test, &setting));
+            let hung = matches!(record.verdict, Verdict::Hung(_));
+            tell(&Line::Ended(record))?;
+            if hung {
+                return Ok(());
+            }
         }
     }
     Ok(())
 }
 
-/// What a test says that waited in vain ([`crate::Run`], [`crate::session`], [`crate::monitor`]) or was killed itself.
-const HUNG: [&str; 3] = ["killed at its limit", "waited too long", "nothing happens any more"];
+/// What a test says that waited in vain ([`crate::Run`], [`crate::session`], [`crate::monitor`], [`crate::agent`]) or was killed
+/// itself.
+const HUNG: [&str; 4] =
+    ["killed at its limit", "waited too long", "nothing happens any more", "nothing comes from the agent"];
 
-/// Runs a test, and once more when it hung. The emulated machine stands still now and then in a guest that sleeps: in
-/// some runs of the whole set not once, in one of them three times, and never in 80 boots that tried for it. The first
-/// try is told all the same.
-fn execute_patiently(path: &Path, test: Test, setting: &Setting) -> Record {
-    let dir = Path::new("/tmp");
-    let first = execute(path, dir, test.clone(), setting);
-    let Verdict::Failed(output) = &first.verdict else { return first };
-    if !HUNG.iter().any(|words| output.contains(words)) {
-        return first;
+/// Tells a test that hung from one that failed. The emulated machine stands still now and then: in most runs of the whole set
+/// not once, and in one run from some point on in every guest that sleeps.
+fn suspect(record: Record) -> Record {
+    match record.verdict {
+        Verdict::Failed(output) if HUNG.iter().any(|words| output.contains(words)) => {
+            Record { verdict: Verdict::Hung(output), ..record }
+        }
+        _ => record,
     }
-    let second = execute(path, dir, test, setting);
-    let elapsed = first.elapsed + second.elapsed;
-    let verdict = match second.verdict {
-        Verdict::Passed => Verdict::PassedAgain(output.clone()),
-        other => other,
-    };
-    Record { verdict, elapsed, ..second }
 }
 
 fn tell(line: &Line) -> Result<(), String> {

@@ -20,6 +20,8 @@ pub enum Verdict {
     Passed,
     /// It passed at the second try; the first hung, with this output.
     PassedAgain(String),
+    /// It hung, with this output, in a lab that is therefore not trusted any more.
+    Hung(String),
     /// It passed without testing, for this reason.
     Skipped(String),
     /// It failed, with this output.
@@ -65,6 +67,7 @@ impl Line {
             let (word, text) = match &record.verdict {
                 Verdict::Passed => ("passed", ""),
                 Verdict::PassedAgain(output) => ("again", output.as_str()),
+                Verdict::Hung(output) => ("hung", output.as_str()),
                 Verdict::Skipped(reason) => ("skipped", reason.as_str()),
                 Verdict::Failed(output) => ("failed", output.as_str()),
             };
@@ -85,6 +88,7 @@ impl Line {
         let verdict = match verdict.as_str() {
             "passed" => Verdict::Passed,
             "again" => Verdict::PassedAgain(text("text")?),
+            "hung" => Verdict::Hung(text("text")?),
             "skipped" => Verdict::Skipped(text("text")?),
             "failed" => Verdict::Failed(text("text")?),
             _ => return None,
@@ -107,6 +111,7 @@ mod tests {
         let verdicts = [
             Verdict::Passed,
             Verdict::PassedAgain(output.clone()),
+            Verdict::Hung(output.clone()),
             Verdict::Skipped("no disk".into()),
             Verdict::Failed(output),
         ];

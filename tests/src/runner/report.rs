@@ -77,7 +77,7 @@ impl Report {
         for record in &self.records {
             match record.verdict {
                 Verdict::Passed | Verdict::PassedAgain(_) => counts[0] += 1,
-                Verdict::Failed(_) => counts[1] += 1,
+                Verdict::Failed(_) | Verdict::Hung(_) => counts[1] += 1,
                 Verdict::Skipped(_) => counts[2] += 1,
             }
         }
@@ -91,10 +91,10 @@ fn describe(record: &Record) -> Option<String> {
     match verdict {
         Verdict::Passed => None,
         Verdict::Skipped(reason) => Some(format!("skip {}  {test}: {reason}\n", seconds(*elapsed))),
-        Verdict::Failed(output) | Verdict::PassedAgain(output) => {
+        Verdict::Failed(output) | Verdict::PassedAgain(output) | Verdict::Hung(output) => {
             let again = matches!(verdict, Verdict::PassedAgain(_));
             let mut text = match again {
-                true => format!("hung {}  {test}: passed at the second try; the first said\n", seconds(*elapsed)),
+                true => format!("hung {}  {test}: passed in another lab; the first try said\n", seconds(*elapsed)),
                 false => format!("FAIL {}  {test}\n", seconds(*elapsed)),
             };
             for line in output.trim_matches('\n').lines() {
