@@ -56,6 +56,7 @@ fn help_names_every_flag_with_its_variable() {
         ("--cmdline", "[MACHINEN_CMDLINE]"),
         ("-m, --memory", "[MACHINEN_MEMORY]"),
         ("--tty", "[MACHINEN_TTY]"),
+        ("--log-limit", "[MACHINEN_LOG_LIMIT]"),
         ("--detach", "[MACHINEN_DETACH]"),
         ("--die-with-parent", "[MACHINEN_DIE_WITH_PARENT]"),
         ("--trace", "[MACHINEN_TRACE]"),

@@ -7,13 +7,14 @@ use std::fs::{self, File, OpenOptions};
 use std::io::{self, PipeReader, Read, Seek, SeekFrom, Write};
 use std::net::Shutdown;
 use std::os::fd::OwnedFd;
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
 use machinen_fixtures::guests::{echo, hello, print_64k, print_and_spin, print_forever};
 use machinen_fixtures::{LOAD_ADDRESS, elf, guest};
-use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes};
+use machinen_tests::monitor::{Kernel, LIMIT, Live, Scratch, read_bytes, wait_until};
 use machinen_tests::pty::Pty;
 use machinen_tests::{Finished, Run, bin, host};
 
@@ -166,6 +167,28 @@ fn a_file_is_continued_where_its_offset_is() {
     let run = shell(&format!("\"$0\" \"$@\" >>{0}; echo y >>{0}", path.display()), &kernel);
     assert_eq!(run.code(), 0);
     assert_eq!(fs::read(&path).unwrap(), b"0123x56789xy\n");
+}
+
+#[test]
+fn a_log_keeps_its_ends_within_its_limit() {
+    let scratch = Scratch::new("stdio");
+    let path = scratch.file("out");
+    fs::write(&path, bytes(8 << 20)).unwrap();
+    let kernel = Kernel::new(print_forever());
+    let mut command = kernel.command();
+    let log = OpenOptions::new().append(true).open(&path).unwrap();
+    command.args(["--log-limit", "1"]).stdin(Stdio::null()).stdout(log);
+    let room = || fs::metadata(&path).unwrap().blocks() * 512;
+    assert!(room() >= 8 << 20);
+    let mut live = Live::start(command);
+    wait_until("the log has a hole", || room() <= 4 << 20);
+    live.send(libc::SIGKILL);
+    live.wait();
+    let log = fs::read(&path).unwrap();
+    assert!(log[..1 << 20] == bytes(1 << 20), "the first MiB");
+    assert!(log[1 << 20..6 << 20].iter().all(|byte| *byte == 0), "a hole");
+    let written = &log[8 << 20..];
+    assert!(written.iter().enumerate().all(|(at, byte)| *byte == at.to_le_bytes()[0]), "the last bytes");
 }
 
 #[test]

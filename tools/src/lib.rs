@@ -27,6 +27,7 @@ pub mod agent;
 pub mod args;
 pub mod assets;
 pub mod attach;
+pub mod bootlog;
 pub mod cp;
 pub mod diagnostic;
 pub mod dispatch;

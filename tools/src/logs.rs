@@ -1,7 +1,7 @@
 //! The work of `machinen-logs`: a machine's console, as its monitor wrote it down.
 
 use std::fs::File;
-use std::io::{self, ErrorKind, Read, Write};
+use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
@@ -12,9 +12,11 @@ use rustix::fs::inotify;
 use rustix::io::Errno;
 
 use crate::args::plain;
+use crate::bootlog::{self, Broken};
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::program::Tool;
 use crate::registry::{Registry, Vm};
+use crate::vm::start::BOOT_LOG;
 
 /// Name and codes of the program.
 pub const TOOL: Tool = Tool { name: "machinen-logs", usage: "LOGS_USAGE", output: "LOGS_OUTPUT" };
@@ -23,7 +25,8 @@ pub const TOOL: Tool = Tool { name: "machinen-logs", usage: "LOGS_USAGE", output
 #[derive(FromArgs, Debug)]
 #[argh(
     description = "Print the console of a machine, also of one that has ended and was not collected.",
-    note = "NAME is a name, an id or a process number.",
+    note = "NAME is a name, an id or a process number. Of a long log the first and the last 8 MiB are\n  \
+        kept; a line says how many bytes are not.",
     note = "Exit codes: 0 printed, 1 failed, 2 bad usage.",
     example = "{command_name} -f web | grep --line-buffered error"
 )]
@@ -54,7 +57,7 @@ pub fn run(args: Args) -> Result<(), Diagnostic> {
     let name = &plain(name.clone());
     let vm = Registry::open().and_then(|registry| registry.find_any(name));
     let vm = vm.map_err(|error| error.diagnostic(EXIT_FAILURE))?;
-    let path = vm.dir.join("boot.log");
+    let path = vm.dir.join(BOOT_LOG);
     let failed = |what: &str, error: &io::Error| {
         Diagnostic::new("LOGS_HOST", format!("{what} {}: {}", path.display(), reason(error)))
     };
@@ -73,29 +76,11 @@ pub fn run(args: Args) -> Result<(), Diagnostic> {
     }
 }
 
-/// Which side of the copy failed.
-enum Broken {
-    Log(io::Error),
-    Output(io::Error),
-}
-
 /// Prints from where the file is read to its end.
 fn print(log: &mut File) -> Result<(), Broken> {
-    let mut buffer = vec![0; 1 << 16];
     // Not through the buffer of the standard library, which holds back the rest of a line.
     let output = io::stdout().as_fd().try_clone_to_owned().map_err(Broken::Output)?;
-    let mut output = File::from(output);
-    loop {
-        match log.read(&mut buffer) {
-            Ok(0) => return Ok(()),
-            Ok(length) => {
-                let bytes = buffer.get(..length).unwrap_or_default();
-                output.write_all(bytes).map_err(Broken::Output)?;
-            }
-            Err(error) if error.kind() == ErrorKind::Interrupted => {}
-            Err(error) => return Err(Broken::Log(error)),
-        }
-    }
+    bootlog::copy(log, &mut File::from(output))
 }
 
 /// Prints what comes until the machine has ended, or nobody reads the output any more.

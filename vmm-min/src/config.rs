@@ -15,6 +15,7 @@ const MIB: u64 = 1 << 20;
 /// Every device needs an interrupt line, and some are kept for devices that are not disks.
 const MOST_DISKS: usize = 8;
 const LEAST_MEMORY_MIB: u64 = 4;
+const MOST_LOG_MIB: u64 = 1 << 20;
 /// Every 64-bit processor can address this much, so it need not be asked.
 const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
@@ -73,6 +74,9 @@ struct Args {
     /// the console is a terminal session even when stdin and stdout are not terminals [MACHINEN_TTY]
     #[argh(switch)]
     tty: bool,
+    /// where stdout is a file keep its first and its last so many MiB [MACHINEN_LOG_LIMIT]
+    #[argh(option, arg_name = "mib")]
+    log_limit: Option<String>,
     /// leave the caller's session, so that neither its terminal nor its end matters [MACHINEN_DETACH]
     #[argh(switch)]
     detach: bool,
@@ -122,6 +126,8 @@ pub struct Config {
     pub net: Option<NetConfig>,
     /// The console is a terminal session.
     pub tty: bool,
+    /// MiB kept of each end of a stdout that is a file.
+    pub log_mib: Option<u64>,
     /// Leave the caller's session.
     pub detach: bool,
     /// End with this process, the parent.
@@ -222,6 +228,8 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let net_mac = of(args.net_mac, "MACHINEN_NET_MAC")?;
     let net_mtu = of(args.net_mtu, "MACHINEN_NET_MTU")?;
     let net = NetConfig::parse(net_socket.as_deref(), net_mac.as_deref(), net_mtu.as_deref())?;
+    let log_limit = of(args.log_limit, "MACHINEN_LOG_LIMIT")?;
+    let log_mib = log_limit.as_deref().map(log_mib).transpose()?;
     let detach = args.detach || switch(env, "MACHINEN_DETACH")?;
     let trace = of(args.trace, "MACHINEN_TRACE")?;
     let parent = of(args.die_with_parent, "MACHINEN_DIE_WITH_PARENT")?;
@@ -244,6 +252,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("NET_MAC", net.as_ref().and_then(NetConfig::mac_to_text)),
             ("NET_MTU", net.as_ref().and_then(NetConfig::mtu_to_text)),
             ("TTY", switch(tty)),
+            ("LOG_LIMIT", log_limit),
             ("DETACH", switch(detach)),
             ("DIE_WITH_PARENT", parent.map(|pid| pid.to_string())),
             ("TRACE", trace),
@@ -276,6 +285,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         stats_file,
         net,
         tty,
+        log_mib,
         detach,
         parent,
         trace,
@@ -327,6 +337,11 @@ fn switch(env: Env<'_>, name: &str) -> Result<bool> {
             Err(Error::usage("ENV_INVALID", format!("{name}={other}: not one of 0, 1, no, yes, false, true"), ""))
         }
     }
+}
+
+fn log_mib(text: &str) -> Result<u64> {
+    let mib = text.parse().ok().filter(|mib| (1..=MOST_LOG_MIB).contains(mib));
+    mib.ok_or_else(|| Error::usage("USAGE", format!("log limit {text:?}: not 1 to {MOST_LOG_MIB} MiB"), ""))
 }
 
 fn process(text: &str) -> Result<u32> {

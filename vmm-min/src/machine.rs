@@ -73,7 +73,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     let boot = Boot { entry: loaded.entry, initrd, cmdline, devices: devices.len(), dtb };
     platform.prepare(&ram, &boot)?;
 
-    let console = Console::new(stdio.session)?;
+    let console = Console::new(stdio.session, config.log_mib)?;
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(ram, devices, console, kick, terminal);
     bus.end_at_first_byte(config.boot_test);

@@ -42,6 +42,7 @@ use crate::agent::request::{Command, Request};
 use crate::agent::signals::Signals;
 use crate::agent::transfer::Transfer;
 use crate::agent::wire::Wire;
+use crate::bootlog::{self, Broken};
 use crate::error::{Error, Result};
 use crate::registry::{self, Claim, Registry, Removed};
 
@@ -411,12 +412,17 @@ impl Vm {
         })
     }
 
-    /// What the guest and the monitor have printed so far.
+    /// What the guest and the monitor have printed so far. Of a long log the first and the last 8 MiB, and a line that says how many
+    /// bytes are not kept.
     ///
     /// # Errors
     /// Those of reading the file.
     pub fn boot_log(&self) -> std::io::Result<Vec<u8>> {
-        std::fs::read(self.dir.join(BOOT_LOG))
+        let mut bytes = Vec::new();
+        match bootlog::copy(&mut File::open(self.dir.join(BOOT_LOG))?, &mut bytes) {
+            Ok(()) => Ok(bytes),
+            Err(Broken::Log(error) | Broken::Output(error)) => Err(error),
+        }
     }
 
     /// Number of the monitor's process, of a machine that this process has booted or that is in the registry.

@@ -29,7 +29,7 @@ use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
-use crate::{assets, kernel, mountdisk, net};
+use crate::{assets, bootlog, kernel, mountdisk, net};
 
 /// The console of the guest, and what the monitor says.
 pub const BOOT_LOG: &str = "boot.log";
@@ -39,7 +39,7 @@ const TRACE: &str = "trace";
 const TAIL_BYTES: u64 = 2048;
 
 /// What the monitor takes from its environment and this tool decides.
-const DECIDED: [&str; 16] = [
+const DECIDED: [&str; 17] = [
     "KERNEL",
     "INITRD",
     "MEMORY",
@@ -50,6 +50,7 @@ const DECIDED: [&str; 16] = [
     "NET_SOCKET",
     "NET_MTU",
     "TTY",
+    "LOG_LIMIT",
     "DETACH",
     "DIE_WITH_PARENT",
     "TRACE",
@@ -230,7 +231,7 @@ impl Prepared<'_> {
         // Relative: the monitor works in the machine's directory, whose path may hold anything.
         command.arg("--vsock").arg(format!("in:{AGENT_PORT}:{AGENT_SOCKET}"));
         command.arg("--vsock").arg(format!("out:{}:{MAIN_SOCKET}", machinen_abi::MAIN_PORT));
-        command.args(["--stats-file", "stats"]);
+        command.args(["--stats-file", "stats", "--log-limit", bootlog::KEPT_MIB]);
         if self.options.trace {
             command.args(["--trace", TRACE]);
         }

@@ -5,6 +5,7 @@ use std::fs::File;
 use std::io::{self, IsTerminal, Read, Write};
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
+use crate::device::log::LogLimit;
 use crate::device::uart::{Received, Uart};
 use crate::error::{Error, Result};
 use crate::sys::{self, Ready};
@@ -152,14 +153,18 @@ pub struct Console {
     /// How much the guest may still be sent; `None`: as much as the UART takes, it is a terminal session. Each rise of
     /// OUT1 opens the window anew (docs/rootfs-contract.md).
     window: Option<usize>,
+    /// For an output that is a file.
+    limit: Option<LogLimit>,
 }
 
 impl Console {
-    /// Takes the process' stdin and stdout. `terminal`: the line carries a terminal session, not plain bytes.
-    pub fn new(terminal: bool) -> Result<Console> {
+    /// Takes the process' stdin and stdout. `terminal`: the line carries a terminal session, not plain bytes. Of a stdout that is a
+    /// file the first and the last `log_mib` MiB are kept; without a number all.
+    pub fn new(terminal: bool, log_mib: Option<u64>) -> Result<Console> {
         let input = Input::Unopened;
         let output = Channel::open(io::stdout().as_fd(), Ready::Write)?;
-        Ok(Console { input, output, pending: VecDeque::new(), window: (!terminal).then_some(0) })
+        let limit = log_mib.filter(|_| matches!(output.mode, Mode::File)).map(LogLimit::new);
+        Ok(Console { input, output, pending: VecDeque::new(), window: (!terminal).then_some(0), limit })
     }
 
     /// A signal came: any descriptor may be ready again.
@@ -193,6 +198,10 @@ impl Console {
             match self.output.write(&bytes[..bytes.len().min(CHUNK_BYTES)]) {
                 Ok(count) => {
                     uart.take_transmitted(count);
+                    if let Some(limit) = &mut self.limit {
+                        let cut = limit.wrote(&self.output.file, count);
+                        cut.map_err(|cause| Error::host("HOST_STDOUT", "hole in stdout, for --log-limit", cause))?;
+                    }
                     self.output.notify(false)?;
                 }
                 Err(error) => match error.kind() {
