@@ -55,6 +55,7 @@ fn help_names_every_flag_with_its_variable() {
         ("--dtb", "[MACHINEN_DTB]"),
         ("--cmdline", "[MACHINEN_CMDLINE]"),
         ("-m, --memory", "[MACHINEN_MEMORY]"),
+        ("--share", "[MACHINEN_SHARE: separated by commas]"),
         ("--tty", "[MACHINEN_TTY]"),
         ("--detach", "[MACHINEN_DETACH]"),
         ("--die-with-parent", "[MACHINEN_DIE_WITH_PARENT]"),
