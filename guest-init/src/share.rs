@@ -7,12 +7,10 @@ use guest_init::shares::Share;
 
 use crate::overlay::make_path;
 use crate::prepare::show;
-use crate::sys::{self, Errno, files};
+use crate::sys::{Errno, files};
 use crate::{Refused, shutdown};
 
 const TYPE: &CStr = c"virtiofs";
-/// A driver that is loaded has found its devices by then.
-const LIMIT_MS: i64 = 1000;
 
 /// Mounts a directory of the host.
 pub fn mount(share: &Share) -> Result<(), Refused> {
@@ -20,19 +18,13 @@ pub fn mount(share: &Share) -> Result<(), Refused> {
     if let Err(errno) = make_path(&share.path) {
         return failed("mkdir: ", &errno);
     }
-    // What the host allows to be a device or a set-user-id program there is not for this guest to trust less than its own.
     let flags = if share.read_only { libc::MS_RDONLY } else { 0 };
-    let attempt = || match files::mount(&share.tag, TYPE, &share.path, flags, c"") {
-        Err(Errno(libc::EINVAL)) => None,
-        done => Some(done),
-    };
-    match sys::within(LIMIT_MS, attempt) {
-        Some(Ok(())) => {}
-        Some(Err(Errno(libc::ENODEV))) => {
-            return failed("the kernel has no virtiofs, or its module is not loaded", &"");
-        }
-        Some(Err(errno)) => return failed("mount: ", &errno),
-        None => return failed("the machine has no share with the tag ", &show(&share.tag)),
+    // Devices are found while their drivers are loaded, so there is nothing to wait for.
+    match files::mount(&share.tag, TYPE, &share.path, flags, c"") {
+        Ok(()) => {}
+        Err(Errno(libc::ENODEV)) => return failed("the kernel has no virtiofs, or its module is not loaded", &""),
+        Err(Errno(libc::EINVAL)) => return failed("the machine has no share with the tag ", &show(&share.tag)),
+        Err(errno) => return failed("mount: ", &errno),
     }
     // The mount itself asks for nothing: whether there is a directory comes out with the first question.
     if let Err(errno) = files::look(&share.path) {
