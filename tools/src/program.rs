@@ -167,3 +167,23 @@ fn apart(word: OsString, short: &str) -> Vec<OsString> {
     }
     letters.chars().map(|letter| OsString::from(format!("-{letter}"))).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v_is_a_share_before_two_places_and_a_switch_before_anything_else() {
+        for (words, expected) in [
+            (&["-v", "a:/b", "image"][..], &["--share", "a:/b", "image"][..]),
+            (&["-v", "/a b:/c:ro", "-v", "image"], &["--share", "/a b:/c:ro", "-v", "image"]),
+            (&["-v", "/images/debian.tar"], &["-v", "/images/debian.tar"]),
+            (&["-v", "-p", "127.0.0.1:80:80"], &["-v", "-p", "127.0.0.1:80:80"]),
+            (&["-itv", ".:/w", "x"], &["-i", "-t", "--share", ".:/w", "x"]),
+            (&["-v"], &["-v"]),
+        ] {
+            let words = words.iter().map(OsString::from).flat_map(|word| apart(word, "dtTiv")).collect();
+            assert_eq!(shares(words), expected);
+        }
+    }
+}

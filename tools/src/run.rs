@@ -358,3 +358,27 @@ fn usage(message: String) -> Diagnostic {
     let diagnostic = Diagnostic::new(TOOL.usage, message).hint("see machinen-run --help");
     Diagnostic { exit: EXIT_TOOL, ..diagnostic }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_has_two_places_and_a_form() {
+        let read = |text: &str| share(BootOptions::new(""), text).map(|options| options.shares);
+        for (text, host, guest, read_only) in [
+            ("/a:/b", "/a", "/b", false),
+            (".:/b/c/:ro", ".", "/b/c/", true),
+            ("a:b,c:/d e:rw", "a:b,c", "/d e", false),
+            ("/x:ro:/y", "/x:ro", "/y", false),
+        ] {
+            let shares = read(text).unwrap();
+            let [only] = &shares[..] else { panic!("{text}: {shares:?}") };
+            let found = (only.host.to_str(), only.guest.as_str(), only.read_only);
+            assert_eq!(found, (Some(host), guest, read_only), "{text}");
+        }
+        for bad in ["", "/a", "a:b", ":/b", "/a:/", "/a:/b/../c", "/a:/.", "/a://b", "/a:/b//c", "/a:ro"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
+}
