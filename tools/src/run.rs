@@ -39,9 +39,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
         second INT or TERM ends the machine; TSTP stops the machine and then this program.",
     note = "Kernel: --kernel, MACHINEN_KERNEL, MACHINEN_ASSETS_DIR, the tuned kernel in the cache,\n  \
         the host's that machinen-kernel host made ready.",
-    note = "Environment: MACHINEN_NAME, _KERNEL, _MODULES, _MEMORY, _PUBLISH, _MOUNT and _SHARE (separated\n  \
-        by commas), _TIMEOUT, _TRACE, _DETACH for the flags; MACHINEN_VMM, _INIT, _ASSETS_DIR, _CACHE_DIR,\n  \
-        _REGISTRY_DIR.",
+    note = "Environment: MACHINEN_NAME, _KERNEL, _MODULES, _MEMORY, _PUBLISH, _MOUNT and _SHARE\n  \
+        (separated by commas), _TIMEOUT, _TRACE, _DETACH for the flags; MACHINEN_VMM, _INIT,\n  \
+        _ASSETS_DIR, _CACHE_DIR, _REGISTRY_DIR.",
     note = "Exit codes: the command's; 128+n when signal n killed it; 124 time limit; 125 this\n  \
         program or the machine failed; 126 the command cannot be executed; 127 not found. When\n  \
         the reader of standard output goes away the machine ends, with 0.",
