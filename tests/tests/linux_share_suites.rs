@@ -32,24 +32,19 @@ fn suite(program: &str, config: &str, script: &str) -> Finished {
 #[test]
 fn pjdfstest_finds_a_file_system_of_posix() {
     let config = include_str!("../../fixtures/suites/pjdfstest.toml");
-    // What it expects of any file system built like this comes out on one that is not ours.
-    let script =
-        "export NO_COLOR=1; pjdfstest -p /tmp -e link::link_count_max; pjdfstest -c /etc/config.toml -p /s -s /tmp";
-    let finished = suite("pjdfstest", config, script);
+    let finished = suite("pjdfstest", config, "export NO_COLOR=1; pjdfstest -c /etc/config.toml -p /s -s /tmp");
     let printed = finished.printed();
-    let (elsewhere, printed) = printed.split_once("Some tests have failed").expect("one that fails on a tmpfs");
-    assert!(elsewhere.contains("link::link_count_max") && elsewhere.contains("FAILED"), "{elsewhere}");
-    let failed: Vec<&str> =
-        printed.lines().filter(|line| line.contains("FAILED") || line.contains("UNEXPECT")).collect();
-    assert!(finished.code() == 0 && failed.is_empty() && printed.contains("Summary: 0 failed"), "{printed}");
+    let unexpected = printed.lines().filter(|line| line.contains("FAILED") || line.contains("UNEXPECT"));
+    assert_eq!(unexpected.collect::<Vec<_>>(), [""; 0], "{printed}");
+    assert!(finished.code() == 0 && printed.contains("Summary: 0 failed"), "{printed}");
     let passed = printed.lines().filter(|line| line.ends_with(" ok")).count();
-    assert!(passed > 200, "{printed}");
+    assert!(passed > 300, "{printed}");
 }
 
 #[test]
 fn fsx_finds_what_it_has_written() {
     let config = include_str!("../../fixtures/suites/fsx.toml");
-    let rounds = if soak() { 200_000 } else { 5000 };
+    let rounds = if soak() { 200_000 } else { 1500 };
     let script = format!(
         "for seed in 1 2 3; do fsx -f /etc/config.toml -S $seed -N {rounds} /s/file || exit 1; done; echo done"
     );
