@@ -28,7 +28,7 @@ not_aarch64 := --exclude machinen-benches
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
-.PHONY: help demo test shell soak fuzz check lint bench kernel rootfs lab deps build clean
+.PHONY: help demo test shell soak fuzz check lint bench kernel rootfs lab suites deps build clean
 
 help: ## show this
 	@sed -n 's/^\([a-z]*\):[^#]*## /\1\t/p' $(MAKEFILE_LIST) | expand -t 10
@@ -37,14 +37,14 @@ demo: deps lab rootfs build ## boot Debian and get its exit code, from a fresh m
 	@fixtures/demo $(out) $(assets)
 
 # What tests boot beside the lab's own kernel and busybox is for x86_64 so far; others' tests that want it fail.
-test: deps lab $(if $(filter x86_64,$(arch)),rootfs kernel) build ## all tests, Linux guests included (in the lab where the host cannot run them); ARCH=name for another
+test: deps lab $(if $(filter x86_64,$(arch)),rootfs kernel suites) build ## all tests, Linux guests included (in the lab where the host cannot run them); ARCH=name for another
 	@cargo test --quiet --doc --package machinen --target $(target)
 	@$(out)/machinen-test $(foreign:%=--arch %) $(TEST_ARGS)
 
 shell: deps lab rootfs kernel build ## a shell in the lab, with the tools, a kernel and an image
 	@fixtures/shell $(out) $(assets)
 
-soak: deps lab rootfs kernel build ## what takes long: gigabytes through vsock and network, longer fuzzing
+soak: deps lab rootfs kernel suites build ## what takes long: gigabytes through vsock and network, longer fuzzing
 	@MACHINEN_SOAK=1 $(out)/machinen-test --limit 3600 --total 14400 --filter linux_ $(TEST_ARGS)
 	@fixtures/fuzz 300
 
@@ -73,6 +73,9 @@ rootfs: deps ## the root file system for test guests, cached; ARCH as above
 
 lab: deps ## kernel and initramfs of the lab, cached; ARCH as above
 	@fixtures/lab/prepare $(debian_arch)
+
+suites: lab ## file system test suites of others for test guests, cached; ARCH as above
+	@fixtures/suites/get $(debian_arch)
 
 deps: ## install missing Debian packages and Rust targets
 	@fixtures/lab/deps

@@ -9,6 +9,7 @@ use core::fmt;
 use serde_json::{Map, Value};
 
 use crate::disks::{self, Disks};
+use crate::shares::{self, Share};
 
 const DEFAULT_PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 const DEFAULT_HOME: &str = "/root";
@@ -45,8 +46,8 @@ pub enum Refusal {
     RelativeCwd(String),
     /// The named part of `root` or `mounts` is not a path under `/dev`.
     Device(&'static str, String),
-    /// A mount's `at` is not an absolute path below the root, or has `.`, `..` or nothing between two slashes.
-    MountPoint(String),
+    /// The named part is not an absolute path below the root, or has `.`, `..` or nothing between two slashes.
+    MountPoint(&'static str, String),
 }
 
 impl fmt::Display for Refusal {
@@ -59,7 +60,7 @@ impl fmt::Display for Refusal {
             Self::EnvName(name) => write!(f, "env: not a name: {name:?}"),
             Self::RelativeCwd(cwd) => write!(f, "cwd: not an absolute path: {cwd:?}"),
             Self::Device(part, path) => write!(f, "{part}: not a device under /dev: {path:?}"),
-            Self::MountPoint(path) => write!(f, "mounts: at: not a plain absolute path below /: {path:?}"),
+            Self::MountPoint(part, path) => write!(f, "{part}: not a plain absolute path below /: {path:?}"),
         }
     }
 }
@@ -83,12 +84,13 @@ impl Config {
     }
 
     /// Puts this over `defaults`: key by key, and `env` name by name. Which disks there are is for this one alone to
-    /// say, and whether it has an agent: `root`, `mounts` and `agent` of `defaults` do not count.
+    /// say, which directories of the host, and whether it has an agent: `root`, `mounts`, `shares` and `agent` of `defaults`
+    /// do not count.
     #[must_use]
     pub fn over(mut self, defaults: Self) -> Self {
         for (key, value) in defaults.0 {
             match (self.0.get_mut(&key), value) {
-                _ if ["root", "mounts", "agent"].contains(&&*key) => {}
+                _ if ["root", "mounts", "shares", "agent"].contains(&&*key) => {}
                 (None, value) => drop(self.0.insert(key, value)),
                 (Some(Value::Object(env)), Value::Object(more)) if key == "env" => {
                     for (name, value) in more {
@@ -107,6 +109,14 @@ impl Config {
     /// [`Refusal`] when `root` or `mounts` is not as documented.
     pub fn disks(&self) -> Result<Disks, Refusal> {
         disks::parse(&self.0)
+    }
+
+    /// The directories of the host to mount.
+    ///
+    /// # Errors
+    /// [`Refusal`] when `shares` is not as documented.
+    pub fn shares(&self) -> Result<Vec<Share>, Refusal> {
+        shares::parse(&self.0)
     }
 
     /// Whether commands come from the host, to an agent, instead of from here.

@@ -66,7 +66,7 @@ fn overlay(value: &Value) -> Result<Overlay, Refusal> {
     Ok(Overlay {
         lower: device(mount, "lower", "mounts: lower")?,
         upper: device(mount, "upper", "mounts: upper")?,
-        at: mount_point(mount.get("at"))?,
+        at: mount_point(mount.get("at"), "mounts: at")?,
     })
 }
 
@@ -78,12 +78,13 @@ fn device(object: &Map<String, Value>, key: &str, part: &'static str) -> Result<
     }
 }
 
-fn mount_point(at: Option<&Value>) -> Result<CString, Refusal> {
-    let at = at.and_then(Value::as_str).ok_or(Refusal::Type("mounts: at", "a string"))?;
+/// The absolute path below `/` that `part` of the configuration is.
+pub(crate) fn mount_point(at: Option<&Value>, part: &'static str) -> Result<CString, Refusal> {
+    let at = at.and_then(Value::as_str).ok_or(Refusal::Type(part, "a string"))?;
     let path = at.strip_suffix('/').unwrap_or(at);
     match path.strip_prefix('/') {
-        Some(names) if is_plain(names) => c_string(path, "mounts: at"),
-        _ => Err(Refusal::MountPoint(at.to_owned())),
+        Some(names) if is_plain(names) => c_string(path, part),
+        _ => Err(Refusal::MountPoint(part, at.to_owned())),
     }
 }
 

@@ -16,6 +16,7 @@ pub mod marks;
 pub mod modules;
 pub mod mounts;
 pub mod net;
+pub mod shares;
 pub mod status;
 pub mod tar;
 pub mod wire;

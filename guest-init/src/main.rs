@@ -16,6 +16,7 @@ mod prepare;
 mod relay;
 mod root;
 mod runtime;
+mod share;
 mod shutdown;
 mod sys;
 mod work;
@@ -66,12 +67,14 @@ fn run() -> Result<u8, Refused> {
     points.add("modules");
     let mut config = read_config().map_err(|(_, why)| why)?;
     let disks = config.disks().map_err(refused)?;
+    let shares = config.shares().map_err(refused)?;
     if let Some(root) = &disks.root {
         config = config.over(root::switch(root)?);
     }
     prepare::file_systems()?;
     prepare::host_name();
     disks.mounts.iter().try_for_each(overlay::mount)?;
+    shares.iter().try_for_each(share::mount)?;
     points.add("root");
     if let Some(net) = net {
         network::configure(&net)?;

@@ -47,7 +47,7 @@ pub fn mount(overlay: &Overlay) -> Result<(), Refused> {
 }
 
 /// Makes a directory and those above it.
-fn make_path(path: &CStr) -> sys::Result<()> {
+pub fn make_path(path: &CStr) -> sys::Result<()> {
     let path = path.to_bytes();
     let ends = path.iter().enumerate().skip(1).filter(|(_, byte)| **byte == b'/').map(|(end, _)| end);
     let parents: Vec<CString> = ends.chain([path.len()]).filter_map(|end| CString::new(&path[..end]).ok()).collect();

@@ -53,6 +53,7 @@ pub fn asset(name: &str) -> PathBuf {
     let path = set("MACHINEN_TEST_ASSETS").unwrap_or_else(|| lab::Arch::OWN.assets_dir()).join(name);
     let target = match name {
         "vmlinux-tuned" => "kernel",
+        "pjdfstest" | "fsx" => "suites",
         name if name.starts_with("rootfs-") => "rootfs",
         _ => "lab",
     };

@@ -55,6 +55,7 @@ fn help_names_every_flag_with_its_variable() {
         ("--dtb", "[MACHINEN_DTB]"),
         ("--cmdline", "[MACHINEN_CMDLINE]"),
         ("-m, --memory", "[MACHINEN_MEMORY]"),
+        ("--share", "[MACHINEN_SHARE: separated by commas]"),
         ("--tty", "[MACHINEN_TTY]"),
         ("--log-limit", "[MACHINEN_LOG_LIMIT]"),
         ("--detach", "[MACHINEN_DETACH]"),

@@ -106,6 +106,8 @@ fn a_configuration_is_the_same_as_flags_and_as_variables() {
         "127.0.0.1:53:53/udp",
         "--mount",
         "/a b:/c",
+        "-v",
+        "/d:/e:ro",
         "--kernel",
         "/k",
         "--modules",
@@ -122,7 +124,7 @@ fn a_configuration_is_the_same_as_flags_and_as_variables() {
         finished.printed()
     };
     let variables = printed(&[&flags[..], &["--print-env"]].concat(), "exec \"$0\" \"$@\"");
-    assert_eq!(variables.lines().count(), 9, "{variables}");
+    assert_eq!(variables.lines().count(), 10, "{variables}");
     // A shell takes them as they are.
     let again = printed(&[], &format!("set -a\n{variables}\nexec \"$0\" --print-env"));
     assert_eq!(again, variables);

@@ -4,7 +4,7 @@ use std::io;
 
 use argh::FromArgs;
 use machinen_initramfs::error::{Error, reason};
-use machinen_initramfs::layout::config::{Config, Overlay, Parts, Root};
+use machinen_initramfs::layout::config::{Config, Overlay, Parts, Root, Share};
 use machinen_initramfs::layout::{self, Layout, Source, Spec, WORKSPACE_MAX_MIB};
 use machinen_initramfs::output::Output;
 use machinen_initramfs::pack::pack;
@@ -61,6 +61,10 @@ pub struct Args {
     /// written; repeatable
     #[argh(option, arg_name = "lower:upper:path")]
     pub mount: Vec<String>,
+    /// directory PATH of the guest from the host, by the TAG of the machine's virtio-fs device:
+    /// TAG:PATH or TAG:PATH:ro; repeatable
+    #[argh(option, arg_name = "tag:path[:ro]")]
+    pub share: Vec<String>,
     /// have the guest serve the agent: what to run comes from the host, by vsock
     #[argh(switch)]
     pub agent: bool,
@@ -197,7 +201,8 @@ fn spec(args: Args, layout: Layout) -> Result<Spec, Diagnostic> {
     let cwd = args.cwd.map(plain);
     let root = args.root.map(|text| root(&plain(text)));
     let mounts = args.mount.into_iter().map(|text| mount(&plain(text))).collect::<Result<_, _>>()?;
-    let parts = Parts { cmd: words, env, cwd, root, mounts, agent: args.agent };
+    let shares = args.share.into_iter().map(|text| share(&plain(text))).collect::<Result<_, _>>()?;
+    let parts = Parts { cmd: words, env, cwd, root, mounts, shares, agent: args.agent };
     let config = Config::of_parts(parts, "flags").map_err(|e| diagnostic(e).usage())?;
     let mut modules = match args.modules.map(plain) {
         Some(dir) => crate::kernel::modules::packed(dir.as_ref())?,
@@ -232,6 +237,12 @@ fn mount(text: &str) -> Result<Overlay, Diagnostic> {
         (Some(lower), Some(upper), Some(at)) => Ok(Overlay { lower, upper, at }),
         _ => Err(usage(format!("--mount: {text}: not LOWER:UPPER:PATH"))),
     }
+}
+
+fn share(text: &str) -> Result<Share, Diagnostic> {
+    let (text, read_only) = text.strip_suffix(":ro").map_or((text, false), |text| (text, true));
+    let (tag, path) = text.split_once(':').ok_or_else(|| usage(format!("--share: {text}: not TAG:PATH")))?;
+    Ok(Share { tag: tag.into(), path: path.into(), read_only })
 }
 
 fn env(item: String) -> Result<(String, String), Diagnostic> {

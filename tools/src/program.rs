@@ -112,7 +112,8 @@ pub fn main_of_command<A: FromArgs>(
     let usage = |message: String| {
         report(Diagnostic::new(tool.usage, message).hint(format!("see {} --help; a command comes after --", tool.name)))
     };
-    let words = match prepare(own.into_iter().flat_map(|word| apart(word, short))) {
+    let own = own.into_iter().flat_map(|word| apart(word, short)).collect();
+    let words = match prepare(if short.contains('v') { shares(own) } else { own }) {
         Ok(words) => words,
         Err((number, text)) => return usage(format!("argument {number}: {text}: is not UTF-8")),
     };
@@ -147,6 +148,17 @@ fn with_command(help: &str) -> String {
 /// Exit code of a tool that runs a command, for everything that fails before the command runs.
 pub const EXIT_TOOL: u8 = 125;
 
+/// `-v HOST:/GUEST` is a share; `-v` alone is the switch that it always was.
+fn shares(mut words: Vec<OsString>) -> Vec<OsString> {
+    let names_two_places = |word: &OsString| word.to_string_lossy().contains(":/");
+    for at in 1..words.len() {
+        if words[at - 1] == "-v" && names_two_places(&words[at]) {
+            words[at - 1] = "--share".into();
+        }
+    }
+    words
+}
+
 /// Switches given together, one by one.
 fn apart(word: OsString, short: &str) -> Vec<OsString> {
     let letters = word.to_str().and_then(|word| word.strip_prefix('-')).unwrap_or_default();
@@ -154,4 +166,24 @@ fn apart(word: OsString, short: &str) -> Vec<OsString> {
         return vec![word];
     }
     letters.chars().map(|letter| OsString::from(format!("-{letter}"))).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn v_is_a_share_before_two_places_and_a_switch_before_anything_else() {
+        for (words, expected) in [
+            (&["-v", "a:/b", "image"][..], &["--share", "a:/b", "image"][..]),
+            (&["-v", "/a b:/c:ro", "-v", "image"], &["--share", "/a b:/c:ro", "-v", "image"]),
+            (&["-v", "/images/debian.tar"], &["-v", "/images/debian.tar"]),
+            (&["-v", "-p", "127.0.0.1:80:80"], &["-v", "-p", "127.0.0.1:80:80"]),
+            (&["-itv", ".:/w", "x"], &["-i", "-t", "--share", ".:/w", "x"]),
+            (&["-v"], &["-v"]),
+        ] {
+            let words = words.iter().map(OsString::from).flat_map(|word| apart(word, "dtTiv")).collect();
+            assert_eq!(shares(words), expected);
+        }
+    }
 }

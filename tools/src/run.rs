@@ -39,9 +39,9 @@ const LAST_WORDS: Duration = Duration::from_secs(5);
         second INT or TERM ends the machine; TSTP stops the machine and then this program.",
     note = "Kernel: --kernel, MACHINEN_KERNEL, MACHINEN_ASSETS_DIR, the tuned kernel in the cache,\n  \
         the host's that machinen-kernel host made ready.",
-    note = "Environment: MACHINEN_NAME, _KERNEL, _MODULES, _MEMORY, _PUBLISH and _MOUNT (separated by\n  \
-        commas), _TIMEOUT, _TRACE, _DETACH for the flags; MACHINEN_VMM, _INIT, _ASSETS_DIR, _CACHE_DIR,\n  \
-        _REGISTRY_DIR.",
+    note = "Environment: MACHINEN_NAME, _KERNEL, _MODULES, _MEMORY, _PUBLISH, _MOUNT and _SHARE\n  \
+        (separated by commas), _TIMEOUT, _TRACE, _DETACH for the flags; MACHINEN_VMM, _INIT,\n  \
+        _ASSETS_DIR, _CACHE_DIR, _REGISTRY_DIR.",
     note = "Exit codes: the command's; 128+n when signal n killed it; 124 time limit; 125 this\n  \
         program or the machine failed; 126 the command cannot be executed; 127 not found. When\n  \
         the reader of standard output goes away the machine ends, with 0.",
@@ -75,6 +75,10 @@ pub struct Args {
     /// gone with it; repeatable [MACHINEN_MOUNT]
     #[argh(option, arg_name = "host:guest")]
     pub mount: Vec<String>,
+    /// directory of the host, as it is and changes, at a path of the guest: HOST:GUEST or
+    /// HOST:GUEST:ro, also as -v HOST:GUEST; repeatable, at most 5 [MACHINEN_SHARE]
+    #[argh(option, arg_name = "host:guest[:ro]")]
+    pub share: Vec<String>,
     /// kernel: vmlinux or bzImage [MACHINEN_KERNEL]
     #[argh(option, arg_name = "file")]
     pub kernel: Option<String>,
@@ -257,6 +261,9 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
             .ok_or_else(|| usage(format!("--mount {text}: not HOST:GUEST with an absolute path of the guest")))?;
         options = options.mount(host, guest);
     }
+    for text in &args.share {
+        options = share(options, text).map_err(usage)?;
+    }
     options.command.words = command.unwrap_or_default();
     options.command.env = stdio.env();
     for item in &args.env {
@@ -270,6 +277,23 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
     options.trace = args.trace.is_some() || args.verbose;
     options.verbose = args.verbose;
     Ok(options)
+}
+
+/// Reads `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`.
+fn share(options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
+    let wrong =
+        || format!("--share {text}: not HOST:GUEST or HOST:GUEST:ro with an absolute path of the guest below /");
+    let forms = [(":ro", true), (":rw", false)];
+    let stripped = forms.into_iter().find_map(|(form, read_only)| Some((text.strip_suffix(form)?, read_only)));
+    let (places, read_only) = stripped.unwrap_or((text, false));
+    let (host, guest) = places.rfind(":/").map(|at| (&places[..at], &places[at + 1..])).ok_or_else(wrong)?;
+    let names = guest.trim_start_matches('/');
+    let names = names.strip_suffix('/').unwrap_or(names);
+    let plain = guest.strip_prefix("//").is_none() && names.split('/').all(|name| !["", ".", ".."].contains(&name));
+    if host.is_empty() || !plain {
+        return Err(wrong());
+    }
+    Ok(if read_only { options.share_read_only(host, guest) } else { options.share(host, guest) })
 }
 
 /// Flags over variables.
@@ -298,6 +322,7 @@ fn over_environment(args: Args) -> std::result::Result<Args, Diagnostic> {
         memory: of(args.memory, "MEMORY")?,
         publish: list(args.publish, "PUBLISH")?,
         mount: list(args.mount, "MOUNT")?,
+        share: list(args.share, "SHARE")?,
         // Found again by the library, where it is the variable's.
         kernel: of(args.kernel, "KERNEL")?,
         modules: of(args.modules, "MODULES")?,
@@ -319,6 +344,7 @@ fn print_env(args: &Args) -> String {
         ("MEMORY", args.memory.clone()),
         ("PUBLISH", list(&args.publish)),
         ("MOUNT", list(&args.mount)),
+        ("SHARE", list(&args.share)),
         ("TIMEOUT", args.timeout.clone()),
         ("TRACE", args.trace.clone()),
         ("DETACH", args.detach.then(|| "1".to_string())),
@@ -331,4 +357,28 @@ fn print_env(args: &Args) -> String {
 fn usage(message: String) -> Diagnostic {
     let diagnostic = Diagnostic::new(TOOL.usage, message).hint("see machinen-run --help");
     Diagnostic { exit: EXIT_TOOL, ..diagnostic }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_share_has_two_places_and_a_form() {
+        let read = |text: &str| share(BootOptions::new(""), text).map(|options| options.shares);
+        for (text, host, guest, read_only) in [
+            ("/a:/b", "/a", "/b", false),
+            (".:/b/c/:ro", ".", "/b/c/", true),
+            ("a:b,c:/d e:rw", "a:b,c", "/d e", false),
+            ("/x:ro:/y", "/x:ro", "/y", false),
+        ] {
+            let shares = read(text).unwrap();
+            let [only] = &shares[..] else { panic!("{text}: {shares:?}") };
+            let found = (only.host.to_str(), only.guest.as_str(), only.read_only);
+            assert_eq!(found, (Some(host), guest, read_only), "{text}");
+        }
+        for bad in ["", "/a", "a:b", ":/b", "/a:/", "/a:/b/../c", "/a:/.", "/a://b", "/a:/b//c", "/a:ro"] {
+            assert!(read(bad).is_err(), "{bad}");
+        }
+    }
 }

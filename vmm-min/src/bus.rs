@@ -13,6 +13,7 @@ use crate::terminal::Terminal;
 use crate::trace::Trace;
 use crate::virtio::Fault;
 use crate::virtio::device::Device;
+use crate::virtio::fs::Fs;
 use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
 
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -58,6 +59,14 @@ impl Bus {
             let Fault(what) = device.take_fault()?;
             let message = format!("virtio device {slot} stopped until the guest resets it: {what}");
             Some(Error::guest("GUEST_VIRTIO", message, "a defect or an attack of the guest's driver (virtio 1.2)"))
+        })
+    }
+
+    /// The share of this tag, for who puts a directory behind it or takes one away.
+    pub fn share(&mut self, tag: &str) -> Option<&mut Fs> {
+        self.devices.iter_mut().find_map(|device| match device.backend_mut() {
+            Device::Fs(fs) if fs.tag() == tag => Some(fs),
+            _ => None,
         })
     }
 

@@ -1,10 +1,12 @@
 //! What the user asked for: flags over `MACHINEN_*` variables over defaults.
 
 mod net;
+mod share;
 
 use argh::FromArgs;
 
 pub use self::net::{NetConfig, NetSocket};
+pub use self::share::ShareConfig;
 use crate::arch;
 use crate::disk::Access;
 use crate::error::{Error, Result};
@@ -61,6 +63,10 @@ struct Args {
     /// hybrid:SOCKET does both for all ports: its clients begin with CONNECT PORT, the guest's go to SOCKET_PORT
     #[argh(option, arg_name = "bridge")]
     vsock: Vec<String>,
+    /// directory that the guest can mount by its tag (mount -t virtiofs TAG PLACE): TAG=DIR, TAG=DIR:ro for one that it cannot
+    /// change, TAG= for one that is not there yet; may be repeated [MACHINEN_SHARE: separated by commas]
+    #[argh(option, arg_name = "tag=dir")]
+    share: Vec<String>,
     /// network interface over this Unix stream socket, or fd:N for an inherited one; machinen-net starts what is at its other
     /// end [MACHINEN_NET_SOCKET]
     #[argh(option, arg_name = "path")]
@@ -122,6 +128,8 @@ pub struct Config {
     pub stats_file: Option<String>,
     /// Bridges of the vsock device, which is there when there are any.
     pub vsock: Vec<Bridge>,
+    /// Directories that the guest can mount.
+    pub shares: Vec<ShareConfig>,
     /// The network interface.
     pub net: Option<NetConfig>,
     /// The console is a terminal session.
@@ -187,7 +195,8 @@ pub type Env<'a> = &'a dyn Fn(&str) -> Option<std::ffi::OsString>;
 
 /// Reads arguments (without the program's name) and variables. No side effects.
 ///
-/// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`, `DISK_INVALID`, `NET_INVALID`.
+/// Errors: `USAGE`, `ENV_INVALID`, `NOT_SUPPORTED`, `KERNEL_MISSING`, `MEMORY_INVALID`, `DISK_INVALID`, `NET_INVALID`,
+/// `SHARE_INVALID`.
 pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let arguments: Vec<&str> = arguments.iter().flat_map(|argument| usual_forms(argument)).collect();
     let args = match Args::from_args(&["vmm-min"], &arguments) {
@@ -217,6 +226,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let vsock = list(args.vsock, env, "MACHINEN_VSOCK")?;
     let vsock = vsock.iter().map(|bridge| Bridge::parse(bridge)).collect::<Result<Vec<_>>>()?;
     Bridge::check(&vsock)?;
+    let shares = ShareConfig::parse_all(&list(args.share, env, "MACHINEN_SHARE")?)?;
     let stats_file = args.stats_file.map_or_else(|| text(env, "MACHINEN_STATS_FILE"), |file| Ok(Some(file)))?;
     let of = |flag: Option<String>, name| flag.map_or_else(|| text(env, name), |value| Ok(Some(value)));
     let dtb = of(args.dtb, "MACHINEN_DTB")?;
@@ -248,6 +258,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("DISK", joined(disks.iter().map(DiskConfig::to_text))),
             ("VSOCK", joined(vsock.iter().map(Bridge::to_text))),
             ("STATS_FILE", stats_file),
+            ("SHARE", joined(shares.iter().map(ShareConfig::to_text))),
             ("NET_SOCKET", net.as_ref().map(NetConfig::socket_to_text)),
             ("NET_MAC", net.as_ref().and_then(NetConfig::mac_to_text)),
             ("NET_MTU", net.as_ref().and_then(NetConfig::mtu_to_text)),
@@ -283,6 +294,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         disks,
         vsock,
         stats_file,
+        shares,
         net,
         tty,
         log_mib,

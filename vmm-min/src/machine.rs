@@ -23,6 +23,7 @@ use crate::trace::Trace;
 use crate::virtio::balloon::Balloon;
 use crate::virtio::blk::Blk;
 use crate::virtio::device::Device;
+use crate::virtio::fs::Fs;
 use crate::virtio::net::Net;
 use crate::virtio::rng::Rng;
 use crate::virtio::vsock::Vsock;
@@ -149,6 +150,9 @@ fn devices(config: &Config) -> Result<Vec<Device>> {
     devices.push(Device::Rng(Rng::default()));
     if let Some(net) = &config.net {
         devices.push(Device::Net(Net::open(net)?));
+    }
+    for share in &config.shares {
+        devices.push(Device::Fs(Fs::open(share, config.shares.len())?));
     }
     Ok(devices)
 }

@@ -20,6 +20,8 @@ use crate::virtio::queue::{Buffer, MOST_BUFFERS};
 /// Size of a page, of the host and of the guest.
 pub const PAGE_BYTES: u64 = 4096;
 const HUGE_PAGE_BYTES: u64 = 2 << 20;
+/// A flag of pwritev2(2).
+const RWF_APPEND: libc::c_long = 0x10;
 
 /// A range of guest-physical addresses that is RAM.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -147,6 +149,20 @@ impl Ram {
         let offset = libc::off_t::try_from(offset).map_err(io::Error::other)?;
         // SAFETY: as for read_file; the call only reads the memory.
         count(|| unsafe { libc::pwritev(file.as_raw_fd(), list.as_ptr(), list.len(), offset) })
+    }
+
+    /// Writes `pieces` to the end of `file`, wherever that is by then, by one call. Returns the number of bytes.
+    ///
+    /// Errors: of pwritev2, and `InvalidInput` for a piece that is not RAM.
+    pub fn append_file(&self, file: &File, pieces: impl Iterator<Item = Buffer>) -> io::Result<u64> {
+        let list = IoVecs::new(self, pieces)?;
+        let (fd, count_of) = (libc::c_long::from(file.as_raw_fd()), libc::c_long::from(list.len()));
+        // Not every C library has it. The offset, in two halves, does not count.
+        // SAFETY: as for write_file.
+        count(|| unsafe {
+            let written = libc::syscall(libc::SYS_pwritev2, fd, list.as_ptr(), count_of, 0_i64, 0_i64, RWF_APPEND);
+            libc::ssize_t::try_from(written).unwrap_or(-1)
+        })
     }
 
     /// Receives from the socket `fd` into `pieces`, without waiting. Returns the number of bytes, 0 at the stream's end.

@@ -70,6 +70,20 @@ pub fn change_time(file: &impl AsRawFd) -> io::Result<(i64, i64)> {
     stat(file.as_raw_fd()).map(|stat| (stat.st_ctime, stat.st_ctime_nsec))
 }
 
+/// Raises the number of descriptors that this process may have to `most`, or what the system allows. Returns it.
+pub fn raise_descriptor_limit(most: u64) -> u64 {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the calls read and write one live structure; when they fail it stays as it is.
+    unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
+        // Root may have more than was meant for it.
+        let all = libc::rlimit { rlim_cur: most.max(limit.rlim_cur), rlim_max: most.max(limit.rlim_max) };
+        let allowed = libc::rlimit { rlim_cur: limit.rlim_max.min(all.rlim_cur), ..limit };
+        let set = |wanted: &libc::rlimit| libc::setrlimit(libc::RLIMIT_NOFILE, wanted) == 0;
+        [all, allowed].iter().find(|wanted| set(wanted)).unwrap_or(&limit).rlim_cur
+    }
+}
+
 /// The file belongs to this process' user and nobody else may write to it.
 pub fn is_own_file(file: &File) -> bool {
     // SAFETY: geteuid takes nothing and cannot fail.

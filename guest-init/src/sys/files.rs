@@ -144,6 +144,13 @@ pub fn access(path: &CStr) -> Result<Access> {
     Ok(Access { mode: status.st_mode & 0o7777, user: status.st_uid, group: status.st_gid })
 }
 
+/// Looks at the file of this path, which takes its file system to answer.
+pub fn look(path: &CStr) -> Result<()> {
+    let mut status = MaybeUninit::<libc::stat>::uninit();
+    // SAFETY: the path is terminated, and stat writes no more than the structure.
+    check(unsafe { libc::stat(path.as_ptr(), status.as_mut_ptr()) }).map(drop)
+}
+
 /// Makes a directory with this access; one that exists stays as it is.
 pub fn make_directory_with(path: &CStr, access: Access) -> Result<()> {
     // SAFETY: the path is terminated.

@@ -21,6 +21,8 @@ pub struct Parts {
     pub root: Option<Root>,
     /// Overlays, in the order to mount them.
     pub mounts: Vec<Overlay>,
+    /// Directories of the host, in the order to mount them.
+    pub shares: Vec<Share>,
     /// /init serves the agent, and what to run comes from there.
     pub agent: bool,
 }
@@ -45,6 +47,17 @@ pub struct Overlay {
     pub at: String,
 }
 
+/// A directory of the host.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Share {
+    /// The device's name for it.
+    pub tag: String,
+    /// Path of the directory in the guest.
+    pub path: String,
+    /// Nothing is written to it.
+    pub read_only: bool,
+}
+
 /// What a guest runs, and from which disks. Every key may be absent until all sources are merged.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Config {
@@ -55,8 +68,8 @@ impl Config {
     /// Reads a configuration; `source` names it in errors.
     ///
     /// Refused: what is not an object, a `cmd` that is not a non-empty array of strings, an `env` that is not an object
-    /// of strings under valid names, a `cwd` that is not an absolute path, a `root`, `mounts` or `agent` that /init would
-    /// refuse, and NUL in any of them. Other keys pass.
+    /// of strings under valid names, a `cwd` that is not an absolute path, a `root`, `mounts`, `shares` or `agent` that
+    /// /init would refuse, and NUL in any of them. Other keys pass.
     pub fn parse(bytes: &[u8], source: &str) -> Result<Self> {
         let bad = |why: String| Error::Config(source.to_string(), why);
         let value = serde_json::from_slice(bytes).map_err(|e| bad(e.to_string()))?;
@@ -70,6 +83,7 @@ impl Config {
                 "cwd" => check_cwd(value),
                 "root" => check_root(value),
                 "mounts" => check_mounts(value),
+                "shares" => check_shares(value),
                 "agent" if !value.is_boolean() => Err("agent is not true or false".to_string()),
                 _ => Ok(()),
             }
@@ -80,7 +94,7 @@ impl Config {
 
     /// A configuration from flags. Refused as in [`Config::parse`].
     pub fn of_parts(parts: Parts, source: &str) -> Result<Self> {
-        let Parts { cmd, env, cwd, root, mounts, agent } = parts;
+        let Parts { cmd, env, cwd, root, mounts, shares, agent } = parts;
         let mut keys = Map::new();
         if agent {
             keys.insert("agent".to_string(), Value::Bool(true));
@@ -91,6 +105,11 @@ impl Config {
         if !mounts.is_empty() {
             let mounts = mounts.into_iter().map(|m| json!({ "lower": m.lower, "upper": m.upper, "at": m.at }));
             keys.insert("mounts".to_string(), mounts.collect());
+        }
+        if !shares.is_empty() {
+            let shares = shares.into_iter();
+            let shares = shares.map(|s| json!({ "tag": s.tag, "path": s.path, "readOnly": s.read_only }));
+            keys.insert("shares".to_string(), shares.collect());
         }
         if let Some(cmd) = cmd {
             let words = cmd.into_iter().map(Value::String).collect();
@@ -120,9 +139,9 @@ impl Config {
         }
     }
 
-    /// Forgets which disks there are, and the agent: a root file system that goes from machine to machine cannot know that.
+    /// Forgets which disks and shares there are, and the agent: a root file system that goes from machine to machine cannot know that.
     pub fn without_disks(mut self) -> Self {
-        for key in ["root", "mounts", "agent"] {
+        for key in ["root", "mounts", "shares", "agent"] {
             self.keys.remove(key);
         }
         self
@@ -196,14 +215,33 @@ fn check_mounts(value: &Value) -> core::result::Result<(), String> {
     for mount in value.as_array().ok_or("mounts is not an array")? {
         check_device(mount.get("lower"), "mounts lower")?;
         check_device(mount.get("upper"), "mounts upper")?;
-        let at = mount.get("at").unwrap_or(&Value::Null);
-        text(at, "mounts at")?;
-        let at = at.as_str().unwrap_or_default();
-        if !at.strip_prefix('/').is_some_and(|names| is_plain(names.strip_suffix('/').unwrap_or(names))) {
-            return Err(format!("mounts at {at:?} is not a plain absolute path below /"));
+        check_place(mount.get("at"), "mounts at")?;
+    }
+    Ok(())
+}
+
+fn check_shares(value: &Value) -> core::result::Result<(), String> {
+    for share in value.as_array().ok_or("shares is not an array")? {
+        text(share.get("tag").unwrap_or(&Value::Null), "shares tag")?;
+        if share.get("tag").and_then(Value::as_str) == Some("") {
+            return Err("shares tag is empty".to_string());
+        }
+        check_place(share.get("path"), "shares path")?;
+        if !share.get("readOnly").is_none_or(Value::is_boolean) {
+            return Err("shares readOnly is not true or false".to_string());
         }
     }
     Ok(())
+}
+
+fn check_place(value: Option<&Value>, key: &str) -> core::result::Result<(), String> {
+    let value = value.unwrap_or(&Value::Null);
+    text(value, key)?;
+    let path = value.as_str().unwrap_or_default();
+    if path.strip_prefix('/').is_some_and(|names| is_plain(names.strip_suffix('/').unwrap_or(names))) {
+        return Ok(());
+    }
+    Err(format!("{key} {path:?} is not a plain absolute path below /"))
 }
 
 fn check_device(value: Option<&Value>, key: &str) -> core::result::Result<(), String> {
@@ -273,6 +311,11 @@ mod tests {
             (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b"}]}"#, "mounts at has something"),
             (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b","at":"/"}]}"#, r#"mounts at "/" is not a plain"#),
             (r#"{"mounts":[{"lower":"/dev/a","upper":"/dev/b","at":"/a/../b"}]}"#, "is not a plain absolute path"),
+            (r#"{"shares":{}}"#, "shares is not an array"),
+            (r#"{"shares":[{"path":"/a"}]}"#, "shares tag has something"),
+            (r#"{"shares":[{"tag":"","path":"/a"}]}"#, "shares tag is empty"),
+            (r#"{"shares":[{"tag":"a","path":"a"}]}"#, r#"shares path "a" is not a plain"#),
+            (r#"{"shares":[{"tag":"a","path":"/a","readOnly":0}]}"#, "shares readOnly is not"),
         ];
         for (text, why) in table {
             let message = parse(text).unwrap_err().to_string();
@@ -283,10 +326,12 @@ mod tests {
     fn disks_from_flags_are_written_as_init_reads_them() {
         let overlay = Overlay { lower: "/dev/vdb".into(), upper: "/dev/vdc".into(), at: "/work/".into() };
         let root = Root { device: "/dev/vda".into(), read_only: true };
-        let parts = Parts { root: Some(root), mounts: vec![overlay], agent: true, ..Parts::default() };
+        let share = Share { tag: "s".into(), path: "/s".into(), read_only: true };
+        let parts =
+            Parts { root: Some(root), mounts: vec![overlay], shares: vec![share], agent: true, ..Parts::default() };
         let config = Config::of_parts(parts, "").unwrap();
         assert!(config.has_root() && !config.has_command() && config.has_agent());
-        let file = r#"{"agent":true,"mounts":[{"at":"/work/","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true}}"#;
+        let file = r#"{"agent":true,"mounts":[{"at":"/work/","lower":"/dev/vdb","upper":"/dev/vdc"}],"root":{"device":"/dev/vda","ro":true},"shares":[{"path":"/s","readOnly":true,"tag":"s"}]}"#;
         assert_eq!(config.to_file(), format!("{file}\n"));
         assert!(config.without_disks().is_empty());
     }

@@ -41,7 +41,7 @@ const BINS: &[&str] = &[
     "machinen-traffic",
     "machinen-vsock-peer",
 ];
-const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned"];
+const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", "pjdfstest", "fsx"];
 
 /// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
 const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];

@@ -38,6 +38,8 @@ pub struct Entry {
     pub ports: Vec<String>,
     /// Directories of the host, as `HOST:GUEST`.
     pub mounts: Vec<String>,
+    /// Directories that are shared with the host, as `HOST:GUEST` or `HOST:GUEST:ro`.
+    pub shares: Vec<String>,
     /// When it was started, in milliseconds since 1970.
     pub started_unix_ms: u64,
     /// It outlives the tool that started it.
@@ -68,6 +70,7 @@ impl Default for Entry {
             memory_mib: 0,
             ports: Vec::new(),
             mounts: Vec::new(),
+            shares: Vec::new(),
             started_unix_ms: 0,
             detached: false,
             parent: None,
@@ -143,6 +146,7 @@ impl Entry {
             ("memory_mib", value) => set(&mut self.memory_mib, value.as_u64()),
             ("ports", value) => set(&mut self.ports, texts(value)),
             ("mounts", value) => set(&mut self.mounts, texts(value)),
+            ("shares", value) => set(&mut self.shares, texts(value)),
             ("started_unix_ms", value) => set(&mut self.started_unix_ms, value.as_u64()),
             ("detached", value) => set(&mut self.detached, value.as_bool()),
             ("parent", Value::String(text)) => set(&mut self.parent, Some(Some(text))),
@@ -163,7 +167,7 @@ impl Entry {
         let mut map = self.other.clone();
         let helper = |process: &Process| serde_json::json!({"pid": process.pid, "start_time": process.start_time});
         let helpers: Vec<Value> = self.helpers.iter().map(helper).collect();
-        let known: [(&str, Value); 17] = [
+        let known: [(&str, Value); 18] = [
             ("version", self.version.into()),
             ("id", self.id.clone().into()),
             ("name", self.name.clone().into()),
@@ -175,6 +179,7 @@ impl Entry {
             ("memory_mib", self.memory_mib.into()),
             ("ports", self.ports.clone().into()),
             ("mounts", self.mounts.clone().into()),
+            ("shares", self.shares.clone().into()),
             ("started_unix_ms", self.started_unix_ms.into()),
             ("detached", self.detached.into()),
             ("parent", self.parent.clone().into()),
@@ -249,6 +254,7 @@ mod tests {
         entry.memory_mib = 512;
         entry.ports = vec!["127.0.0.1:80:80".into()];
         entry.mounts = vec!["/a:/b".into()];
+        entry.shares = vec!["/c:/d:ro".into()];
         entry.detached = true;
         entry.parent = Some("p".into());
         entry.forked_from = Some("f".into());

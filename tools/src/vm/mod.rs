@@ -17,6 +17,7 @@
 
 mod options;
 mod resolve;
+mod shares;
 pub(crate) mod start;
 pub mod trace;
 

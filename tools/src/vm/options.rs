@@ -5,6 +5,14 @@ use std::path::PathBuf;
 
 use crate::agent::request::Command;
 
+/// A directory that host and guest share.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct ShareOption {
+    pub host: PathBuf,
+    pub guest: String,
+    pub read_only: bool,
+}
+
 /// How to boot a machine. Each setter replaces what was set, or adds one where it says so.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -17,6 +25,7 @@ pub struct BootOptions {
     pub(crate) memory_mib: Option<u64>,
     pub(crate) publish: Vec<String>,
     pub(crate) mounts: Vec<(PathBuf, String)>,
+    pub(crate) shares: Vec<ShareOption>,
     pub(crate) command: Command,
     pub(crate) keep: bool,
     pub(crate) outlives_parent: bool,
@@ -38,6 +47,7 @@ impl BootOptions {
             memory_mib: None,
             publish: Vec::new(),
             mounts: Vec::new(),
+            shares: Vec::new(),
             command: Command::default(),
             keep: false,
             outlives_parent: false,
@@ -92,6 +102,22 @@ impl BootOptions {
     /// Adds a directory of the host at an absolute path of the guest. What the guest writes there is gone with it.
     pub fn mount(mut self, host: impl Into<PathBuf>, guest: impl Into<String>) -> BootOptions {
         self.mounts.push((host.into(), guest.into()));
+        self
+    }
+
+    /// Adds a directory of the host at an absolute path of the guest, as it is and as it changes: what one side writes the other
+    /// reads. At most 5.
+    pub fn share(self, host: impl Into<PathBuf>, guest: impl Into<String>) -> BootOptions {
+        self.add_share(host.into(), guest.into(), false)
+    }
+
+    /// The same, for a guest that cannot change it.
+    pub fn share_read_only(self, host: impl Into<PathBuf>, guest: impl Into<String>) -> BootOptions {
+        self.add_share(host.into(), guest.into(), true)
+    }
+
+    fn add_share(mut self, host: PathBuf, guest: String, read_only: bool) -> BootOptions {
+        self.shares.push(ShareOption { host, guest, read_only });
         self
     }
 

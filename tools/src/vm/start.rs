@@ -22,6 +22,7 @@ use serde_json::json;
 
 use super::options::BootOptions;
 use super::resolve::{Kernel, resolve_image, resolve_kernel, resolve_vmm};
+use super::shares::{self, Shared};
 use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
@@ -46,6 +47,7 @@ const DECIDED: [&str; 17] = [
     "ROOTDISK",
     "DISK",
     "VSOCK",
+    "SHARE",
     "STATS_FILE",
     "NET_SOCKET",
     "NET_MTU",
@@ -100,6 +102,7 @@ pub(crate) struct Prepared<'a> {
     kernel: Kernel,
     disk: PathBuf,
     mounts: Vec<Mounted>,
+    shares: Vec<Shared>,
     initrd: File,
     marks: Vec<(u64, String)>,
 }
@@ -108,6 +111,7 @@ pub(crate) struct Prepared<'a> {
 pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
     let mut marks = vec![(now_ns(), "tool".to_string())];
     let image = options.image.as_deref().ok_or_else(no_image)?;
+    let shares = shares::open_all(options)?;
     let vmm = resolve_vmm(options.vmm.as_deref())?;
     let kernel = resolve_kernel(options.kernel.as_deref(), options.modules.as_deref())?;
     let init = assets::find_init(options.init.as_deref()).map_err(|tried| {
@@ -117,8 +121,8 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
     let disk = resolve_image(image, options.verbose)?;
     marks.push((now_ns(), "image ready".into()));
     let mounts = mounts(options)?;
-    let initrd = initramfs(init, &kernel, options)?;
-    Ok(Prepared { options, vmm, kernel, disk, mounts, initrd, marks })
+    let initrd = initramfs(init, &kernel, options, &shares)?;
+    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, initrd, marks })
 }
 
 impl Prepared<'_> {
@@ -206,6 +210,7 @@ impl Prepared<'_> {
         entry.memory_mib = options.memory();
         entry.ports = options.publish.clone();
         entry.mounts = options.mounts.iter().map(|(host, guest)| format!("{}:{guest}", host.display())).collect();
+        entry.shares = shares::entries(&self.shares);
         entry.detached = options.command.detached;
         entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
         entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
@@ -228,6 +233,7 @@ impl Prepared<'_> {
             command.arg("--disk").arg(format!("{}:ro", mounted.lower.display()));
             command.arg("--disk").arg(format!("{}:cow", own(&mounted.upper)));
         }
+        shares::arguments(&self.shares, command);
         // Relative: the monitor works in the machine's directory, whose path may hold anything.
         command.arg("--vsock").arg(format!("in:{AGENT_PORT}:{AGENT_SOCKET}"));
         command.arg("--vsock").arg(format!("out:{}:{MAIN_SOCKET}", machinen_abi::MAIN_PORT));
@@ -310,7 +316,7 @@ fn mounts(options: &BootOptions) -> Result<Vec<Mounted>> {
 }
 
 /// The initramfs: /init, modules, and which disks there are.
-fn initramfs(init: PathBuf, kernel: &Kernel, options: &BootOptions) -> Result<File> {
+fn initramfs(init: PathBuf, kernel: &Kernel, options: &BootOptions, shares: &[Shared]) -> Result<File> {
     let device = |number: u8| format!("/dev/vd{}", char::from(b'a' + number));
     let overlays = options
         .mounts
@@ -320,6 +326,9 @@ fn initramfs(init: PathBuf, kernel: &Kernel, options: &BootOptions) -> Result<Fi
     let mut config = json!({"agent": true, "root": {"device": device(0)}});
     if !options.mounts.is_empty() {
         config["mounts"] = overlays.collect();
+    }
+    if !shares.is_empty() {
+        config["shares"] = shares::configuration(shares);
     }
     let failed = |error: machinen_initramfs::error::Error| {
         let hint = error.hint().unwrap_or_default();

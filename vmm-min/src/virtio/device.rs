@@ -2,6 +2,7 @@
 
 use super::balloon::Balloon;
 use super::blk::Blk;
+use super::fs::Fs;
 use super::net::{self, Net};
 use super::rng::Rng;
 use super::vsock::{self, Vsock};
@@ -20,6 +21,8 @@ pub enum Device {
     Net(Net),
     /// Streams.
     Vsock(Vsock),
+    /// A directory.
+    Fs(Fs),
 }
 
 /// The state of a device of any kind.
@@ -33,6 +36,8 @@ pub enum State {
     Net(net::State),
     /// Of [`Vsock`].
     Vsock(vsock::State),
+    /// Of [`Fs`].
+    Fs(<Fs as Backend>::State),
 }
 
 impl Backend for Device {
@@ -45,6 +50,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.kind(),
             Device::Net(net) => net.kind(),
             Device::Vsock(vsock) => vsock.kind(),
+            Device::Fs(fs) => fs.kind(),
         }
     }
 
@@ -55,6 +61,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.queues(),
             Device::Net(net) => net.queues(),
             Device::Vsock(vsock) => vsock.queues(),
+            Device::Fs(fs) => fs.queues(),
         }
     }
 
@@ -65,6 +72,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.features(),
             Device::Net(net) => net.features(),
             Device::Vsock(vsock) => vsock.features(),
+            Device::Fs(fs) => fs.features(),
         }
     }
 
@@ -75,6 +83,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.config(offset, bytes),
             Device::Net(net) => net.config(offset, bytes),
             Device::Vsock(vsock) => vsock.config(offset, bytes),
+            Device::Fs(fs) => fs.config(offset, bytes),
         }
     }
 
@@ -85,6 +94,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.set_config(offset, bytes),
             Device::Net(net) => net.set_config(offset, bytes),
             Device::Vsock(vsock) => vsock.set_config(offset, bytes),
+            Device::Fs(fs) => fs.set_config(offset, bytes),
         }
     }
 
@@ -95,6 +105,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.activate(features),
             Device::Net(net) => net.activate(features),
             Device::Vsock(vsock) => vsock.activate(features),
+            Device::Fs(fs) => fs.activate(features),
         }
     }
 
@@ -105,6 +116,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.reset(),
             Device::Net(net) => net.reset(),
             Device::Vsock(vsock) => vsock.reset(),
+            Device::Fs(fs) => fs.reset(),
         }
     }
 
@@ -115,6 +127,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.serve(event, io),
             Device::Net(net) => net.serve(event, io),
             Device::Vsock(vsock) => vsock.serve(event, io),
+            Device::Fs(fs) => fs.serve(event, io),
         }
     }
 
@@ -125,6 +138,7 @@ impl Backend for Device {
             Device::Rng(rng) => rng.woken(),
             Device::Net(net) => net.woken(),
             Device::Vsock(vsock) => vsock.woken(),
+            Device::Fs(fs) => fs.woken(),
         }
     }
 
@@ -134,6 +148,7 @@ impl Backend for Device {
             Device::Balloon(balloon) => State::Balloon(balloon.save()),
             Device::Net(net) => State::Net(net.save()),
             Device::Vsock(vsock) => State::Vsock(vsock.save()),
+            Device::Fs(fs) => State::Fs(fs.save()),
         }
     }
 
@@ -142,6 +157,7 @@ impl Backend for Device {
             (Device::Balloon(balloon), State::Balloon(state)) => balloon.load(state),
             (Device::Net(net), State::Net(state)) => net.load(state),
             (Device::Vsock(vsock), State::Vsock(state)) => vsock.load(state),
+            (Device::Fs(fs), State::Fs(state)) => fs.load(state),
             (Device::Blk(blk), State::None) => blk.load(()),
             (Device::Rng(rng), State::None) => rng.load(()),
             // Mmio::load has compared the kinds by their queues; a state of another kind changes nothing.

@@ -6,6 +6,7 @@
 pub mod balloon;
 pub mod blk;
 pub mod device;
+pub mod fs;
 pub mod mmio;
 pub mod net;
 pub mod queue;
