@@ -246,15 +246,25 @@ impl Machine {
     pub fn start(kernel: &str, guest: Guest) -> Self {
         let guest = if kernel == "vmlinux" { guest.modules(&MODULES) } else { guest };
         let guest = guest.make(&["--agent"]);
+        Self::boot(|bridges| {
+            let bridges: Vec<&str> = bridges.iter().map(String::as_str).collect();
+            let (command, initrd) = guest.monitor(&["-m", "256"]).monitor(&bridges).start();
+            (if kernel == "vmlinux" { command } else { with_kernel(&command, &asset(kernel)) }, initrd)
+        })
+    }
+
+    /// Boots what `make` gives for the monitor's flags about the agent's sockets: a command, and what has to outlive it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn boot(make: impl FnOnce(&[String]) -> (Command, Scratch)) -> Self {
         let sockets = Scratch::new();
         let main = UnixListener::bind(sockets.path("main.sock")).unwrap();
         let bridge = |kind: &str, name: &str| format!("{kind}:{}", sockets.path(name).display());
         let bridges = [bridge("in:1024", "agent.sock"), bridge("out:1025", "main.sock")];
-        let flags: Vec<&str> = bridges.iter().flat_map(|bridge| ["--vsock", bridge]).collect();
-        let (mut command, initrd) = guest.monitor(&["-m", "256"]).monitor(&flags).start();
-        if kernel != "vmlinux" {
-            command = with_kernel(&command, &asset(kernel));
-        }
+        let flags: Vec<String> = bridges.into_iter().flat_map(|bridge| ["--vsock".to_owned(), bridge]).collect();
+        let (command, initrd) = make(&flags);
         Self { session: Session::on_pipes(command), sockets, main, _initrd: initrd }
     }
 

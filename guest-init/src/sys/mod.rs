@@ -6,6 +6,7 @@ pub mod net;
 pub mod terminal;
 pub mod vsock;
 
+use alloc::string::String;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_int};
 use core::fmt;
@@ -111,6 +112,12 @@ impl Fd {
     pub fn copy(&self) -> Result<Fd> {
         // SAFETY: integers in, a new descriptor out.
         check(unsafe { libc::fcntl(self.0, libc::F_DUPFD_CLOEXEC, 3) }).map(Fd)
+    }
+
+    /// Another descriptor for the standard error.
+    pub fn standard_error() -> Result<Fd> {
+        // SAFETY: integers in, a new descriptor out.
+        check(unsafe { libc::fcntl(2, libc::F_DUPFD_CLOEXEC, 8) }).map(Fd)
     }
 
     /// Bytes that a pipe holds now.
@@ -263,6 +270,20 @@ pub fn fork() -> Result<Option<c_int>> {
     Ok((pid != 0).then_some(pid))
 }
 
+/// The next processes have numbers from this one on, when they have lower ones so far and the kernel lets them.
+pub fn number_from(first: u32) {
+    let path = c"/proc/sys/kernel/ns_last_pid";
+    let last = read_file(path).ok().and_then(|text| core::str::from_utf8(&text).ok()?.trim().parse::<u32>().ok());
+    if last.is_some_and(|last| last < first)
+        && let Ok(file) = Fd::open(path, libc::O_WRONLY)
+    {
+        // A kernel without it numbers as it likes.
+        match file.write(alloc::format!("{}", first - 1).as_bytes()) {
+            Ok(_) | Err(_) => {}
+        }
+    }
+}
+
 /// In a child: a session of its own, no blocked signals.
 pub fn new_session() -> Result<()> {
     let none = signal_set(&[]);
@@ -273,21 +294,96 @@ pub fn new_session() -> Result<()> {
     }
 }
 
-/// A child becomes a worker: these are all its descriptors from now on, but for the standard error.
-pub fn become_worker(input: &Fd, output: &Fd, report: &Fd) -> Result<(Fd, Fd, Fd)> {
+/// A child becomes a worker: these are all its descriptors from now on, but for the standard error where it has none of its
+/// own. `more` get the numbers from 4 on, and programs that it starts have them, too. Returns input, output and report.
+pub fn become_worker(input: &Fd, output: &Fd, error: Option<&Fd>, report: &Fd, more: &[&Fd]) -> Result<(Fd, Fd, Fd)> {
     const REPORT: c_int = 3;
     new_session()?;
-    set_stdio(input.0, output.0, 2)?;
+    // Out of the way of the numbers that they are to have.
+    let high = |fd: &Fd| {
+        // SAFETY: integers in, a new descriptor out.
+        check(unsafe { libc::fcntl(fd.0, libc::F_DUPFD_CLOEXEC, 64) })
+    };
+    let (input, output, report) = (high(input)?, high(output)?, high(report)?);
+    let error = error.map_or(Ok(2), high)?;
+    let mut next = REPORT + 1;
+    let mut from = Vec::new();
+    for fd in more {
+        from.push(high(fd)?);
+    }
+    set_stdio(input, output, error)?;
     // SAFETY: integers in. The descriptors that are closed belong to copies of what the parent has, which this process never
     // comes to again: it only calls what ends it.
     unsafe {
-        check(libc::dup2(report.0, REPORT))?;
-        let result = libc::syscall(libc::SYS_close_range, REPORT + 1, c_int::MAX, 0);
-        if result < 0 {
-            return Err(Errno::last());
+        check(libc::dup3(report, REPORT, libc::O_CLOEXEC))?;
+        for fd in from {
+            check(libc::dup2(fd, next))?;
+            next += 1;
         }
     }
+    close_from(next)?;
     Ok((Fd(0), Fd(1), Fd(REPORT)))
+}
+
+/// In a child that never comes back to what had them: closes all descriptors from this one on.
+pub fn close_from(first: c_int) -> Result<()> {
+    // SAFETY: integers in; nothing of this process uses what is closed.
+    let result = unsafe { libc::syscall(libc::SYS_close_range, first, c_int::MAX, 0) };
+    if result < 0 { Err(Errno::last()) } else { Ok(()) }
+}
+
+/// In a child, before execve(2): the program has `fd` as `number`.
+pub fn pass_as(fd: &Fd, number: c_int) -> Result<()> {
+    // SAFETY: integers in.
+    check(unsafe { libc::dup2(fd.0, number) }).map(drop)
+}
+
+/// In a child, before execve(2): the program does not have `number`.
+pub fn leave(number: c_int) {
+    // SAFETY: integers in. A number that nothing is open under is as good.
+    unsafe { libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) };
+}
+
+/// Waits for the end of this child; returns its wait status.
+pub fn wait(pid: c_int) -> Result<c_int> {
+    let mut status = 0;
+    loop {
+        // SAFETY: waitpid writes one int.
+        match check(unsafe { libc::waitpid(pid, &raw mut status, 0) }) {
+            Ok(_) => return Ok(status),
+            Err(Errno(libc::EINTR)) => {}
+            Err(errno) => return Err(errno),
+        }
+    }
+}
+
+/// The wait status of this child if it has ended.
+pub fn try_wait(pid: c_int) -> Option<c_int> {
+    let mut status = 0;
+    // SAFETY: waitpid writes one int.
+    (unsafe { libc::waitpid(pid, &raw mut status, libc::WNOHANG) } == pid).then_some(status)
+}
+
+/// Whether this process may handle page faults of others.
+pub fn can_handle_faults() -> Result<()> {
+    // SAFETY: an integer in, a descriptor out, which is closed.
+    let fd = unsafe { libc::syscall(libc::SYS_userfaultfd, libc::O_CLOEXEC) };
+    let fd = c_int::try_from(fd).map_err(|_| Errno(libc::EBADF))?;
+    check(fd).map(Fd).map(drop)
+}
+
+/// Release and version of the kernel, and the machine, as uname(2) has them.
+pub fn kernel() -> (String, String) {
+    let mut names = MaybeUninit::<libc::utsname>::uninit();
+    // SAFETY: uname fills the structure when it succeeds, and only then is it used; its strings are terminated.
+    unsafe {
+        if libc::uname(names.as_mut_ptr()) < 0 {
+            return (String::new(), String::new());
+        }
+        let names = names.assume_init();
+        let text = |name: &[libc::c_char]| CStr::from_ptr(name.as_ptr()).to_string_lossy().into_owned();
+        (alloc::format!("{} {}", text(&names.release), text(&names.version)), text(&names.machine))
+    }
 }
 
 /// Makes `terminal` the controlling terminal of this session.
