@@ -35,6 +35,8 @@ pub struct Client {
     /// The socket, for those who want to send something else than frames.
     pub socket: UnixStream,
     receipts: [Receipt; 2],
+    /// Names and times of all marks that came.
+    pub marks: Vec<(String, u64)>,
 }
 
 /// How an operation ended.
@@ -61,7 +63,7 @@ pub struct Outcome {
     pub kinds: Vec<Kind>,
     /// The process number.
     pub pid: u32,
-    /// Names and times of marks.
+    /// Names and times of all marks that came on the stream.
     pub marks: Vec<(String, u64)>,
 }
 
@@ -97,7 +99,7 @@ impl Client {
     fn new(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         socket.set_write_timeout(Some(LIMIT)).unwrap();
-        Self { socket, receipts: [Receipt::default(); 2] }
+        Self { socket, receipts: [Receipt::default(); 2], marks: vec![] }
     }
 
     /// Sends a frame.
@@ -164,6 +166,10 @@ impl Client {
         let Header { kind, length } = Header::from_bytes(header).unwrap();
         let mut payload = vec![0; length as usize];
         self.socket.read_exact(&mut payload).unwrap();
+        if kind == Kind::Mark {
+            let Mark { time_ns, name } = Mark::parse(&payload).unwrap();
+            self.marks.push((name.to_owned(), time_ns));
+        }
         Some((kind, payload))
     }
 
@@ -216,13 +222,10 @@ impl Client {
                     let Failure { reason, errno, message } = Failure::parse(&payload).unwrap();
                     all.end = End::Failed(reason, errno, message.to_owned());
                 }
-                Kind::Mark => {
-                    let Mark { time_ns, name } = Mark::parse(&payload).unwrap();
-                    all.marks.push((name.to_owned(), time_ns));
-                }
                 _ => {}
             }
         }
+        all.marks = self.marks;
         all
     }
 }

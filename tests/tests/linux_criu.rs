@@ -20,7 +20,7 @@ const TUNED: &str = "vmlinux-tuned";
 const STOCK: &str = "vmlinux";
 
 /// What Debian's kernel has as modules of what CRIU needs, and of what finds the disks.
-const MORE_MODULES: [&str; 9] = [
+const MORE_MODULES: [&str; 11] = [
     "virtio_blk",
     "unix_diag",
     "inet_diag",
@@ -29,7 +29,9 @@ const MORE_MODULES: [&str; 9] = [
     "netlink_diag",
     "af_packet_diag",
     "veth",
-    "virtio_rng",
+    "libcrc32c",
+    "nfnetlink",
+    "nf_tables",
 ];
 
 /// A field of a first frame.
@@ -132,6 +134,13 @@ while True:
         if line.startswith("end"): sys.exit(int(line.split()[1]))
 "#;
 
+/// Waits for the first output of a counter, which begins with this number.
+fn expect_first(main: &mut Client, number: u32) {
+    let bytes = main.expect(Kind::Output);
+    let text = String::from_utf8(bytes).unwrap();
+    assert!(text.starts_with(&format!("{number}\n")), "{text} does not begin with {number}");
+}
+
 #[test]
 fn a_counter_goes_on_where_it_was() {
     let disks = Disks::new(256);
@@ -159,7 +168,13 @@ fn a_counter_goes_on_where_it_was() {
     assert!([19, 22].contains(&errno) && message.starts_with("share bundle: not mounted: "), "{errno} {message}");
     assert_eq!(machine.run("rm -r /b/img").triple().2, 0);
 
-    let running = dump(&machine, &[(Tag::LeaveRunning, b"")]);
+    // Others are served meanwhile, but for one more dump.
+    let mut client = machine.connect();
+    client.open(Operation::Dump, &[AT, (Tag::LeaveRunning, b"")]);
+    client.expect(Kind::Started);
+    assert_eq!(machine.run("echo meanwhile").text(), "meanwhile\n");
+    assert_eq!(dump(&machine, &[]).reason(), Reason::Busy);
+    let running = client.outcome();
     assert_eq!(running.end, End::Exit(Exit::Code(0)), "{running:?}");
     print_marks("dump, leaving it running", &running);
     main.send(Kind::Input, b"hello\n");
@@ -177,12 +192,14 @@ fn a_counter_goes_on_where_it_was() {
     for lazy in [&[][..], &[(Tag::Lazy, &b""[..])]] {
         let (machine, mut main) = disks.restore(TUNED, lazy);
         assert_eq!(machine.run("true").triple().2, 0);
+        assert_eq!(main.expect(Kind::Started), pid.to_le_bytes());
+        expect_first(&mut main, last + 1);
         main.send(Kind::Input, b"end 7\n");
         let outcome = main.outcome();
-        assert_eq!((outcome.pid, &outcome.end), (pid, &End::Exit(Exit::Code(7))), "{outcome:?}");
+        assert_eq!(outcome.end, End::Exit(Exit::Code(7)), "{outcome:?}");
         let text = outcome.text();
-        assert_eq!(text.lines().next(), Some(&*(last + 1).to_string()), "{text}");
-        assert!(text.ends_with("\ngot end 7\n") && String::from_utf8(outcome.error.clone()).unwrap().starts_with('e'));
+        assert!(text.ends_with("got end 7\n"), "{text}");
+        assert!(String::from_utf8_lossy(&outcome.error).lines().all(|line| line.starts_with('e')), "{outcome:?}");
         print_marks(if lazy.is_empty() { "restore, eager" } else { "restore, lazy" }, &outcome);
         let names: Vec<&str> = outcome.marks.iter().map(|(name, _)| &**name).collect();
         for name in ["restore", "bundle", "criu", "restored", "first output"] {
@@ -201,6 +218,61 @@ fn a_counter_goes_on_where_it_was() {
     let End::Failed(Reason::System, 0, message) = main.outcome().end else { panic!("it was restored") };
     assert!(message.starts_with("criu restore: exit code 1: ") && message.contains(&pid.to_string()), "{message}");
     assert_eq!(machine.finish(), (125, String::new()));
+}
+
+/// Reads once for each signal.
+const READER: &str = r#"
+import os, signal, sys
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+print("ready", flush=True)
+while True:
+    signal.sigwait([signal.SIGUSR1])
+    data = os.read(0, 1000)
+    print("read", data.decode().strip(), flush=True)
+    if not data: sys.exit(5)
+"#;
+
+/// Waits until so many bytes are in a process's stdin.
+const AWAIT_INPUT: &str = r#"
+import array, fcntl, sys, termios
+left = array.array("i", [0])
+while left[0] != int(sys.argv[2]):
+    with open("/proc/%s/fd/0" % sys.argv[1]) as f: fcntl.ioctl(f, termios.FIONREAD, left)
+"#;
+
+#[test]
+fn what_is_restored_has_its_input_and_can_be_dumped_again() {
+    let disks = Disks::new(128);
+    let (machine, mut main) = disks.boot(TUNED, "rw");
+    exec(&mut main, &["python3", "-c", READER]);
+    let pid = u32::from_le_bytes(main.expect(Kind::Started).try_into().unwrap());
+    main.expect_output("ready\n");
+    main.send(Kind::Input, b"unread\n");
+    let mut client = machine.exec(&["python3", "-c", AWAIT_INPUT, &pid.to_string(), "7"]);
+    client.send(Kind::InputEnd, &[]);
+    assert_eq!(client.outcome().triple(), (String::new(), String::new(), 0));
+    assert_eq!(machine.run("mkdir /b/one /b/two").triple().2, 0);
+    dump_and_end(machine, main, &[(Tag::Directory, b"/b/one")]);
+
+    let read = |main: &mut Client, text: &str| {
+        main.send(Kind::Signal, &[10, 0, 0, 0]);
+        main.expect_output(&format!("read {text}\n"));
+    };
+    let (machine, mut main) = disks.boot(TUNED, "rw");
+    main.open(Operation::Restore, &[(Tag::Directory, b"/b/one"), (Tag::Lazy, b"")]);
+    main.expect(Kind::Started);
+    read(&mut main, "unread");
+    dump_and_end(machine, main, &[(Tag::Directory, b"/b/two")]);
+
+    let (machine, mut main) = disks.restore(TUNED, &[(Tag::Directory, b"/b/two")]);
+    main.send(Kind::Input, b"later\n");
+    main.expect(Kind::Started);
+    read(&mut main, "later");
+    main.send(Kind::InputEnd, &[]);
+    main.send(Kind::Signal, &[10, 0, 0, 0]);
+    let outcome = main.outcome();
+    assert_eq!((outcome.text(), outcome.end), ("read \n".into(), End::Exit(Exit::Code(5))));
+    assert_eq!(machine.finish(), (5, String::new()));
 }
 
 /// Answers every request on a connection with the number of requests so far.
@@ -403,10 +475,10 @@ fn what_one_kernel_ran_goes_on_under_another() {
         let last: u32 = before.text().lines().last().unwrap().parse().unwrap();
         for lazy in [&[][..], &[(Tag::Lazy, &b""[..])]] {
             let (machine, mut main) = disks.restore(to, lazy);
+            expect_first(&mut main, last + 1);
             main.send(Kind::Input, b"end 7\n");
             let outcome = main.outcome();
             assert_eq!(outcome.end, End::Exit(Exit::Code(7)), "{from} to {to}: {outcome:?}");
-            assert_eq!(outcome.text().lines().next(), Some(&*(last + 1).to_string()));
             print_marks(&format!("{from} to {to}"), &outcome);
             assert_eq!(machine.finish(), (7, String::new()));
         }

@@ -20,49 +20,62 @@ pub struct Pages {
     pub faults: u64,
 }
 
-#[derive(Default)]
+/// What the lines that were read say.
+#[derive(Debug, Default)]
+pub struct Sum {
+    processes: BTreeMap<String, Process>,
+    faults: u64,
+}
+
+#[derive(Debug, Default)]
 struct Process {
     total: u64,
     served: u64,
     over: bool,
 }
 
-/// Words of the server about one process: its name, and what it says.
-fn words(log: &[u8]) -> impl Iterator<Item = (&str, &str)> {
-    log.split(|&byte| byte == b'\n').filter_map(|line| {
-        let (_, rest) = core::str::from_utf8(line).ok()?.split_once("uffd: ")?;
-        rest.split_once(": ")
-    })
+/// What the server says about one process: its name, and the words.
+fn words(line: &[u8]) -> Option<(&str, &str)> {
+    let (_, rest) = core::str::from_utf8(line).ok()?.split_once("uffd: ")?;
+    rest.split_once(": ")
 }
 
-/// Adds up the log; with `over` the server has ended, and nothing is to come any more.
-#[must_use]
-pub fn pages(log: &[u8], over: bool) -> Pages {
-    let (mut processes, mut faults) = (BTreeMap::<&str, Process>::new(), 0);
-    for (name, text) in words(log) {
-        let process = processes.entry(name).or_default();
+impl Sum {
+    /// Reads a line.
+    pub fn add(&mut self, line: &[u8]) {
+        let Some((name, text)) = words(line) else { return };
         if let Some(rest) = text.strip_prefix("Found ") {
             if let Some((count, "to be handled by UFFD")) = rest.split_once(" pages ") {
-                process.total = count.parse().unwrap_or(0);
+                self.process(name).total = count.parse().unwrap_or(0);
             }
         } else if let Some(rest) = text.strip_prefix("uffd_copy: ") {
             let bytes: u64 = rest.split_once('/').and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0);
+            let process = self.process(name);
             process.served = process.served.saturating_add(bytes / PAGE_BYTES);
         } else if text.starts_with("#PF at ") {
-            faults += 1;
+            self.faults += 1;
         } else if text.starts_with("UFFD transferred pages: ") {
-            process.over = true;
+            self.process(name).over = true;
         }
     }
-    let mut pages = Pages { faults, ..Pages::default() };
-    for process in processes.values() {
-        pages.total = pages.total.saturating_add(process.total);
-        pages.served = pages.served.saturating_add(process.served.min(process.total));
-        if !over && !process.over {
-            pages.pending = pages.pending.saturating_add(process.total.saturating_sub(process.served));
-        }
+
+    fn process(&mut self, name: &str) -> &mut Process {
+        self.processes.entry(name.into()).or_default()
     }
-    pages
+
+    /// All together; with `over` the server has ended, and nothing is to come any more.
+    #[must_use]
+    pub fn pages(&self, over: bool) -> Pages {
+        let mut pages = Pages { faults: self.faults, ..Pages::default() };
+        for process in self.processes.values() {
+            pages.total = pages.total.saturating_add(process.total);
+            pages.served = pages.served.saturating_add(process.served.min(process.total));
+            if !over && !process.over {
+                pages.pending = pages.pending.saturating_add(process.total.saturating_sub(process.served));
+            }
+        }
+        pages
+    }
 }
 
 impl Pages {
@@ -74,22 +87,18 @@ impl Pages {
     }
 }
 
-/// The pages that were waited for, in order: process number and address (hexadecimal) in a line each.
+/// A page that was waited for: process number and address (hexadecimal) with a line end. `None` for lines of other things.
 #[must_use]
-pub fn faults(log: &[u8]) -> String {
-    let mut text = String::new();
-    for (name, said) in words(log) {
-        let pid = name.split_once('-').map_or(name, |(pid, _)| pid);
-        if let Some(address) = said.strip_prefix("#PF at 0x").filter(|_| pid.parse::<u32>().is_ok()) {
-            text.push_str(&format!("{pid} {address}\n"));
-        }
-    }
-    text
+pub fn fault(line: &[u8]) -> Option<String> {
+    let (name, text) = words(line)?;
+    let pid = name.split_once('-').map_or(name, |(pid, _)| pid);
+    let address = text.strip_prefix("#PF at 0x").filter(|_| pid.parse::<u32>().is_ok())?;
+    Some(format!("{pid} {address}\n"))
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{Pages, faults, pages};
+    use super::{Pages, Sum, fault};
     use proptest::prelude::{any, prop, proptest};
 
     const LOG: &str = "(00.224014) uffd: Waiting for incoming connections on lazy-pages.socket\n\
@@ -104,6 +113,16 @@ mod tests {
         (00.432027) uffd: 1000-10: #PF at 0x7f90ee7e9000\n\
         (00.432027) uffd: 1000-10: uffd_copy: 0x7f90ee7e9000/4096\n\
         (00.436027) uffd: 1001-9: uffd_copy: 0xabf000/8192\n";
+
+    fn pages(log: &[u8], over: bool) -> Pages {
+        let mut sum = Sum::default();
+        log.split(|byte| *byte == b'\n').for_each(|line| sum.add(line));
+        sum.pages(over)
+    }
+
+    fn faults(log: &[u8]) -> String {
+        log.split(|byte| *byte == b'\n').filter_map(fault).collect()
+    }
 
     #[test]
     fn pages_are_added_up() {

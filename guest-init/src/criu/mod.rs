@@ -1,5 +1,6 @@
 //! CRIU's command lines, what it says, and what a bundle says of the main command in it.
 
+pub mod images;
 pub mod lazy;
 pub mod log;
 pub mod workload;

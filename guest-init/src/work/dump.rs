@@ -1,7 +1,7 @@
 //! Dumps the main command's processes into the bundle.
 
 use alloc::format;
-use alloc::string::String;
+use alloc::string::{String, ToString};
 use core::ffi::c_int;
 
 use guest_init::config::Config;
@@ -12,19 +12,22 @@ use guest_init::wire::request::Dump;
 use machinen_abi::body::Reason;
 
 use super::bundle::Bundle;
-use super::{Worker, program, system, write_all};
+use super::{Worker, keeper, program, system, write_all};
 use crate::sys::{self, Errno, Fd};
 
 /// What CRIU has found out about the kernel.
 pub const PROBES: &core::ffi::CStr = c"/run/criu.kdat";
 /// Its copy among the images.
 pub const PROBES_NAME: &str = "criu.kdat";
+/// For the memory of a lazy restore, when nobody says.
+const MEMORY_MS: i64 = 60_000;
 
 /// Dumps; prints what the bundle says of the main command.
 pub fn run(worker: &Worker, config: &Config, dump: &Dump<'_>, mut workload: Workload) -> Result<(), Failed> {
     worker.mark("dump");
     (workload.kernel, workload.machine) = sys::kernel();
     workload.cpu_features = workload::cpu_features(&sys::read_file(c"/proc/cpuinfo").unwrap_or_default());
+    await_memory(dump)?;
     let bundle = Bundle::open(dump.directory.as_deref(), false)?;
     worker.mark("bundle");
     let result = dump_into(worker, config, dump, &mut workload, &bundle);
@@ -37,6 +40,16 @@ pub fn run(worker: &Worker, config: &Config, dump: &Dump<'_>, mut workload: Work
     result.and(kept)?;
     worker.mark("dumped");
     write_all(&worker.output, &workload.to_json()).map_err(|errno| system(b"output", errno))
+}
+
+/// What a lazy restore still has to bring comes first.
+fn await_memory(dump: &Dump<'_>) -> Result<(), Failed> {
+    let (log, over) = (criu::path(criu::WORK, criu::LAZY_LOG), keeper::over());
+    let limit_ms = dump.timeout_s.map_or(MEMORY_MS, |seconds| i64::from(seconds) * 1000);
+    sys::within(limit_ms, || (!sys::exists(&log) || sys::exists(&over)).then_some(())).ok_or_else(|| {
+        let message = "memory of the restore is still to come".to_string();
+        Failed { reason: Reason::Busy, errno: 0, message }
+    })
 }
 
 fn dump_into(

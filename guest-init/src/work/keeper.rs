@@ -1,6 +1,8 @@
 //! Keeps the bundle as long as memory comes from it: the parent of CRIU's server of memory.
 
 use alloc::ffi::CString;
+use alloc::vec;
+use alloc::vec::Vec;
 
 use guest_init::config::Config;
 use guest_init::criu::{self, LAZY_LOG, STATUS_FD, WORK, lazy};
@@ -9,6 +11,9 @@ use guest_init::wire::report::Failed;
 use super::bundle::Bundle;
 use super::{program, system};
 use crate::sys::{self, Errno, Fd};
+
+/// Read at a time.
+const BUFFER_BYTES: usize = 64 << 10;
 
 /// Is there when the server has ended.
 pub fn over() -> CString {
@@ -49,7 +54,9 @@ fn keep(config: &Config, images: &str, bundle: &Bundle, ready: &Fd, printed: &CS
         }
     };
     bundle.close();
-    sys::exit_now(code)
+    match program::write(&over(), b"") {
+        Ok(()) | Err(_) => sys::exit_now(code),
+    }
 }
 
 fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result<(), Failed> {
@@ -64,7 +71,32 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
     // Nothing that the restored processes talk to stays open here.
     sys::close_from(0).map_err(failed)?;
     sys::wait(pid).map_err(failed)?;
-    let log = sys::read_file(&criu::path(WORK, LAZY_LOG)).unwrap_or_default();
-    program::write(&criu::path(WORK, "faults"), lazy::faults(&log).as_bytes())?;
-    program::write(&over(), b"")
+    let mut faults = Vec::new();
+    read_log(|line| faults.extend(lazy::fault(line).unwrap_or_default().into_bytes()))?;
+    program::write(&criu::path(WORK, "faults"), &faults)
+}
+
+/// Gives each line of the server's log, which may be long.
+pub fn read_log(mut line: impl FnMut(&[u8])) -> Result<(), Failed> {
+    let path = criu::path(WORK, LAZY_LOG);
+    let failed = |errno| system(path.to_bytes(), errno);
+    let log = match Fd::open(&path, libc::O_RDONLY) {
+        Err(Errno(libc::ENOENT)) => return Ok(()),
+        log => log.map_err(failed)?,
+    };
+    let (mut buffer, mut held) = (vec![0; BUFFER_BYTES], 0);
+    loop {
+        let count = log.read(&mut buffer[held..]).map_err(failed)?;
+        let bytes = &buffer[..held + count];
+        // A last line without an end is being written.
+        let whole = bytes.iter().rposition(|byte| *byte == b'\n').map_or(0, |at| at + 1);
+        bytes[..whole].split(|byte| *byte == b'\n').for_each(&mut line);
+        let rest = whole..held + count;
+        // No line is so long; one that is tells nothing.
+        held = if rest.len() == BUFFER_BYTES { 0 } else { rest.len() };
+        buffer.copy_within(rest, 0);
+        if count == 0 {
+            return Ok(());
+        }
+    }
 }

@@ -1,10 +1,13 @@
 //! Restores the main command from the bundle. What is restored becomes a child of PID 1 when CRIU has ended.
 
+use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::{String, ToString};
+use alloc::vec::Vec;
 
 use guest_init::config::Config;
 use guest_init::criu;
+use guest_init::criu::images;
 use guest_init::criu::workload::{self, Workload};
 use guest_init::wire::report::{Failed, Restored};
 use guest_init::wire::request::Restore;
@@ -12,8 +15,8 @@ use machinen_abi::body::Reason;
 
 use super::bundle::Bundle;
 use super::dump::{PROBES, PROBES_NAME};
-use super::{Worker, keeper, program, system};
-use crate::sys::{self, Errno};
+use super::{Worker, keeper, program, system, write_all};
+use crate::sys::{self, Errno, Fd};
 
 /// Restores, with the descriptors from 4 on in the place of the old stdin, stdout, stderr and terminal.
 pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Failed> {
@@ -28,6 +31,7 @@ pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Fa
         pipes: workload.pipes.map(|pipe| pipe.is_some()),
     });
     take_probes(&workload, &images)?;
+    give_input(&workload, &images)?;
     let lazy = restore.lazy && is_lazy(worker, config, &images, &bundle);
     worker.mark("criu");
     let log = criu::path(criu::WORK, criu::RESTORE_LOG);
@@ -76,6 +80,24 @@ fn take_probes(workload: &Workload, images: &str) -> Result<(), Failed> {
         return Ok(());
     }
     program::copy(&criu::path(images, PROBES_NAME), &PROBES.into())
+}
+
+/// What was in the pipe of its stdin is in the new one: CRIU fills only pipes that it makes itself.
+fn give_input(workload: &Workload, images: &str) -> Result<(), Failed> {
+    let Some(inode) = workload.pipes[0] else { return Ok(()) };
+    let path = criu::path(images, images::PIPES);
+    let image =
+        sys::read_file(&path).or_else(|errno| if errno == Errno(libc::ENOENT) { Ok(Vec::new()) } else { Err(errno) });
+    let image = image.map_err(|errno| system(path.to_bytes(), errno))?;
+    let bytes = images::pipe_bytes(&image, inode);
+    if bytes.is_empty() {
+        return Ok(());
+    }
+    let pipe = format!("/proc/self/fd/{}", criu::STDIO_FDS[0]);
+    let failed = |errno| system(b"stdin", errno);
+    // All of it fits, or nobody would ever take it.
+    let pipe = Fd::open(&CString::new(pipe).unwrap_or_default(), libc::O_WRONLY | libc::O_NONBLOCK).map_err(failed)?;
+    pipe.make_room(bytes.len()).and_then(|()| write_all(&pipe, bytes)).map_err(failed)
 }
 
 /// Starts what brings memory later. Where that cannot be, a mark says why.
