@@ -262,6 +262,7 @@ fn what_is_restored_has_its_input_and_can_be_dumped_again() {
     main.open(Operation::Restore, &[(Tag::Directory, b"/b/one"), (Tag::Lazy, b"")]);
     main.expect(Kind::Started);
     read(&mut main, "unread");
+    // It waits for memory that is still to come.
     dump_and_end(machine, main, &[(Tag::Directory, b"/b/two")]);
 
     let (machine, mut main) = disks.restore(TUNED, &[(Tag::Directory, b"/b/two")]);
@@ -462,6 +463,29 @@ fn a_tree_with_a_large_heap_comes_eagerly_and_lazily() {
         print_marks(&format!("restore of {mib} MiB, {}", if lazy { "lazy" } else { "eager" }), &outcome);
         assert_eq!(machine.finish(), (9, String::new()));
     }
+}
+
+#[test]
+fn nothing_goes_on_with_memory_that_cannot_come() {
+    let disks = Disks::new(256);
+    let (machine, mut main) = disks.boot(TUNED, "rw");
+    exec(&mut main, &["python3", "-c", &TREE.replace("MIB", "64")]);
+    main.expect_output("ready\n");
+    dump_and_end(machine, main, &[]);
+    let (machine, mut main) = disks.restore(TUNED, &[(Tag::Lazy, b"")]);
+    main.expect(Kind::Started);
+    assert_eq!(machine.run("pkill -STOP -f 'criu lazy-page[s]' || true").triple().2, 0);
+    let now = stats(&machine);
+    main.input(b"a line\n");
+    assert_eq!(machine.run("pkill -KILL -f 'criu lazy-page[s]' || true").triple().2, 0);
+    let outcome = main.outcome();
+    // A machine that is fast enough has had all of it.
+    let (text, end) = match now["pending"] {
+        0 => ("from the child: A LINE True\n", Exit::Code(9)),
+        _ => ("", Exit::Signal(9)),
+    };
+    assert_eq!((outcome.text(), outcome.end), (text.into(), End::Exit(end)), "{now:?}");
+    assert_eq!(machine.finish(), (end.status().into(), String::new()));
 }
 
 #[test]

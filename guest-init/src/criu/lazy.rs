@@ -3,6 +3,7 @@
 use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
+use alloc::vec::Vec;
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
@@ -61,6 +62,13 @@ impl Sum {
 
     fn process(&mut self, name: &str) -> &mut Process {
         self.processes.entry(name.into()).or_default()
+    }
+
+    /// The processes to which pages were to come when the server has ended.
+    #[must_use]
+    pub fn unserved(&self) -> Vec<i32> {
+        let left = self.processes.iter().filter(|(_, process)| !process.over && process.served < process.total);
+        left.filter_map(|(name, _)| name.split_once('-')?.0.parse().ok()).filter(|pid| *pid > 1).collect()
     }
 
     /// All together; with `over` the server has ended, and nothing is to come any more.
@@ -133,6 +141,10 @@ mod tests {
         assert_eq!(half.text(), "total 17310\nserved 4\npending 17306\nfaults 2\npage_bytes 4096\n");
         assert_eq!(faults(log.as_bytes()), "1001 7f90ee7e9000\n1000 7f90ee7e9000\n");
         assert_eq!(pages(b"", false), Pages::default());
+        // The one of which the server says that it is done with it needs no more.
+        let mut sum = Sum::default();
+        log.lines().for_each(|line| sum.add(line.as_bytes()));
+        assert_eq!(sum.unserved(), [1001]);
     }
 
     proptest! {

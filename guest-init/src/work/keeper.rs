@@ -71,8 +71,17 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
     // Nothing that the restored processes talk to stays open here.
     sys::close_from(0).map_err(failed)?;
     sys::wait(pid).map_err(failed)?;
-    let mut faults = Vec::new();
-    read_log(|line| faults.extend(lazy::fault(line).unwrap_or_default().into_bytes()))?;
+    let (mut sum, mut faults) = (lazy::Sum::default(), Vec::new());
+    read_log(|line| {
+        sum.add(line);
+        faults.extend(lazy::fault(line).unwrap_or_default().into_bytes());
+    })?;
+    // With the server gone the kernel gives zeros for what has not come: better no process than one that goes on with those.
+    for pid in sum.unserved() {
+        match sys::kill(pid, libc::SIGKILL) {
+            Ok(()) | Err(_) => {}
+        }
+    }
     program::write(&criu::path(WORK, "faults"), &faults)
 }
 
