@@ -76,7 +76,8 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
         sum.add(line);
         faults.extend(lazy::fault(line).unwrap_or_default().into_bytes());
     })?;
-    // With the server gone the kernel gives zeros for what has not come: better no process than one that goes on with those.
+    // With the server gone the kernel gives zeros for what has not come: better no process than one that goes on with those,
+    // though it may have come upon some by now.
     for pid in sum.unserved() {
         match sys::kill(pid, libc::SIGKILL) {
             Ok(()) | Err(_) => {}
