@@ -14,7 +14,7 @@ use crate::{prepare, say};
 
 /// Starts `command` in a session of its own; `attach` gives the child its stdin, stdout and stderr. Returns its
 /// number, which is also that of its process group. What goes wrong in the child is said on its stderr.
-pub fn start(command: &Command, attach: impl FnOnce() -> sys::Result<()>) -> sys::Result<c_int> {
+pub fn start(command: &Command, attach: &dyn Fn() -> sys::Result<()>) -> sys::Result<c_int> {
     match sys::fork()? {
         Some(pid) => Ok(pid),
         None => {
@@ -26,7 +26,7 @@ pub fn start(command: &Command, attach: impl FnOnce() -> sys::Result<()>) -> sys
 }
 
 /// The same, but what goes wrong is told on a pipe ([`guest_init::wire::report`]), whose reading end is returned too.
-pub fn start_reporting(command: &Command, attach: impl FnOnce() -> sys::Result<()>) -> sys::Result<(c_int, Fd)> {
+pub fn start_reporting(command: &Command, attach: &dyn Fn() -> sys::Result<()>) -> sys::Result<(c_int, Fd)> {
     let (report, theirs) = Fd::pipe()?;
     match sys::fork()? {
         Some(pid) => Ok((pid, report)),
@@ -41,7 +41,7 @@ pub fn start_reporting(command: &Command, attach: impl FnOnce() -> sys::Result<(
 }
 
 /// Returns only when that does not work: why, and the exit code that says so.
-fn become_command(command: &Command, attach: impl FnOnce() -> sys::Result<()>) -> (Failed, u8) {
+fn become_command(command: &Command, attach: &dyn Fn() -> sys::Result<()>) -> (Failed, u8) {
     let system = |what: &str, Errno(errno): Errno| {
         (Failed { reason: Reason::System, errno, message: format!("{what}: {}", Errno(errno)) }, REFUSED)
     };

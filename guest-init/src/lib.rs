@@ -9,6 +9,7 @@ extern crate alloc;
 pub mod chunk;
 pub mod cmdline;
 pub mod config;
+pub mod criu;
 pub mod disks;
 pub mod ext4;
 pub mod lookup;

@@ -23,7 +23,7 @@ const CHUNK_BYTES: usize = 4096;
 /// Runs `command` with the console as its terminal; returns its exit code.
 pub fn terminal(command: &Command) -> Result<u8, Refused> {
     let signals = signals()?;
-    let pid = child::start(command, || {
+    let pid = child::start(command, &|| {
         let terminal = console::terminal()?;
         sys::take_terminal(&terminal)?;
         sys::set_stdio(terminal.number(), terminal.number(), terminal.number())
@@ -108,7 +108,7 @@ impl Relay {
         let (their_stdin, stdin) = Fd::pipe().map_err(failed)?;
         let (output_pipe, their_output) = Fd::pipe().map_err(failed)?;
         let attach = || sys::set_stdio(their_stdin.number(), their_output.number(), their_output.number());
-        let pid = child::start(command, attach).map_err(|errno| format!("fork: {errno}"))?;
+        let pid = child::start(command, &attach).map_err(|errno| format!("fork: {errno}"))?;
         stdin.set_nonblocking().and_then(|()| output_pipe.set_nonblocking()).map_err(failed)?;
         let relay = Relay {
             console,

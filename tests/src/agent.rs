@@ -35,6 +35,8 @@ pub struct Client {
     /// The socket, for those who want to send something else than frames.
     pub socket: UnixStream,
     receipts: [Receipt; 2],
+    /// Names and times of all marks that came.
+    pub marks: Vec<(String, u64)>,
 }
 
 /// How an operation ended.
@@ -61,7 +63,7 @@ pub struct Outcome {
     pub kinds: Vec<Kind>,
     /// The process number.
     pub pid: u32,
-    /// Names and times of marks.
+    /// Names and times of all marks that came on the stream.
     pub marks: Vec<(String, u64)>,
 }
 
@@ -97,7 +99,7 @@ impl Client {
     fn new(socket: UnixStream) -> Self {
         socket.set_read_timeout(Some(LIMIT)).unwrap();
         socket.set_write_timeout(Some(LIMIT)).unwrap();
-        Self { socket, receipts: [Receipt::default(); 2] }
+        Self { socket, receipts: [Receipt::default(); 2], marks: vec![] }
     }
 
     /// Sends a frame.
@@ -164,6 +166,10 @@ impl Client {
         let Header { kind, length } = Header::from_bytes(header).unwrap();
         let mut payload = vec![0; length as usize];
         self.socket.read_exact(&mut payload).unwrap();
+        if kind == Kind::Mark {
+            let Mark { time_ns, name } = Mark::parse(&payload).unwrap();
+            self.marks.push((name.to_owned(), time_ns));
+        }
         Some((kind, payload))
     }
 
@@ -216,13 +222,10 @@ impl Client {
                     let Failure { reason, errno, message } = Failure::parse(&payload).unwrap();
                     all.end = End::Failed(reason, errno, message.to_owned());
                 }
-                Kind::Mark => {
-                    let Mark { time_ns, name } = Mark::parse(&payload).unwrap();
-                    all.marks.push((name.to_owned(), time_ns));
-                }
                 _ => {}
             }
         }
+        all.marks = self.marks;
         all
     }
 }
@@ -246,15 +249,25 @@ impl Machine {
     pub fn start(kernel: &str, guest: Guest) -> Self {
         let guest = if kernel == "vmlinux" { guest.modules(&MODULES) } else { guest };
         let guest = guest.make(&["--agent"]);
+        Self::boot(|bridges| {
+            let bridges: Vec<&str> = bridges.iter().map(String::as_str).collect();
+            let (command, initrd) = guest.monitor(&["-m", "256"]).monitor(&bridges).start();
+            (if kernel == "vmlinux" { command } else { with_kernel(&command, &asset(kernel)) }, initrd)
+        })
+    }
+
+    /// Boots what `make` gives for the monitor's flags about the agent's sockets: a command, and what has to outlive it.
+    ///
+    /// # Panics
+    /// When it cannot be started.
+    #[must_use]
+    pub fn boot(make: impl FnOnce(&[String]) -> (Command, Scratch)) -> Self {
         let sockets = Scratch::new();
         let main = UnixListener::bind(sockets.path("main.sock")).unwrap();
         let bridge = |kind: &str, name: &str| format!("{kind}:{}", sockets.path(name).display());
         let bridges = [bridge("in:1024", "agent.sock"), bridge("out:1025", "main.sock")];
-        let flags: Vec<&str> = bridges.iter().flat_map(|bridge| ["--vsock", bridge]).collect();
-        let (mut command, initrd) = guest.monitor(&["-m", "256"]).monitor(&flags).start();
-        if kernel != "vmlinux" {
-            command = with_kernel(&command, &asset(kernel));
-        }
+        let flags: Vec<String> = bridges.into_iter().flat_map(|bridge| ["--vsock".to_owned(), bridge]).collect();
+        let (command, initrd) = make(&flags);
         Self { session: Session::on_pipes(command), sockets, main, _initrd: initrd }
     }
 

@@ -58,7 +58,7 @@ impl Exit {
     }
 }
 
-/// A point of the guest's start.
+/// A point of the guest's start, or of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark<'a> {
     /// Nanoseconds since 1970 by the guest's clock, which is the host's.
@@ -91,10 +91,12 @@ pub enum Reason {
     Escape = 9,
     /// The machine has no main command, or it has ended.
     NoCommand = 10,
+    /// The main command was dumped: it goes on where it is restored.
+    Dumped = 11,
 }
 
 impl Reason {
-    const ALL: [Reason; 10] = [
+    const ALL: [Reason; 11] = [
         Reason::Version,
         Reason::Protocol,
         Reason::Unsupported,
@@ -105,6 +107,7 @@ impl Reason {
         Reason::Busy,
         Reason::Escape,
         Reason::NoCommand,
+        Reason::Dumped,
     ];
 
     /// The reason of this number.

@@ -35,6 +35,12 @@ pub enum Operation {
     PowerOff = 9,
     /// Takes part in the main command: its input, its output from now on, its end.
     Attach = 10,
+    /// Dumps the main command's processes into the bundle, with CRIU.
+    Dump = 11,
+    /// The main command is what a bundle holds; only where [`Operation::Exec`] could be, on the main command's stream.
+    Restore = 12,
+    /// How much of a lazy restore is still to come, as text.
+    Stats = 13,
     /// Name and value pairs for a directory in memory; not served yet.
     Secrets = 32,
     /// The guest is a copy of another from now on; not served yet.
@@ -42,7 +48,7 @@ pub enum Operation {
 }
 
 impl Operation {
-    const ALL: [Operation; 12] = [
+    const ALL: [Operation; 15] = [
         Operation::Exec,
         Operation::Pty,
         Operation::TarIn,
@@ -53,6 +59,9 @@ impl Operation {
         Operation::Sync,
         Operation::PowerOff,
         Operation::Attach,
+        Operation::Dump,
+        Operation::Restore,
+        Operation::Stats,
         Operation::Secrets,
         Operation::Cloned,
     ];
@@ -72,7 +81,8 @@ pub enum Tag {
     Argument = 1,
     /// `NAME=value`, over the image's variables; `NAME` alone takes one away.
     Environment = 2,
-    /// Working directory, absolute; without it the image's.
+    /// Working directory, absolute; without it the image's. Of a dump or restore: a directory that is the bundle, instead
+    /// of the share.
     Directory = 3,
     /// [`crate::body::Size`] of the terminal.
     Size = 4,
@@ -94,10 +104,20 @@ pub enum Tag {
     NoOwner = 12,
     /// The name of the top of what is packed or unpacked, instead of the last part of the path or the archive's own.
     Name = 13,
+    /// Empty: what is dumped runs on.
+    LeaveRunning = 14,
+    /// Empty: TCP connections are closed where it is restored.
+    TcpClose = 15,
+    /// Empty: TCP connections are dumped with their state.
+    TcpKeep = 16,
+    /// Seconds, 32 bits.
+    Timeout = 17,
+    /// Empty: memory comes when it is needed.
+    Lazy = 18,
 }
 
 impl Tag {
-    const ALL: [Tag; 13] = [
+    const ALL: [Tag; 18] = [
         Tag::Argument,
         Tag::Environment,
         Tag::Directory,
@@ -111,6 +131,11 @@ impl Tag {
         Tag::Detached,
         Tag::NoOwner,
         Tag::Name,
+        Tag::LeaveRunning,
+        Tag::TcpClose,
+        Tag::TcpKeep,
+        Tag::Timeout,
+        Tag::Lazy,
     ];
 
     /// The tag of this number.
@@ -239,6 +264,18 @@ mod tests {
         assert_eq!((open.version, Operation::of(open.operation)), (1, Some(Operation::Exec)));
         let fields: Result<Vec<_>, _> = open.fields().collect();
         assert_eq!(fields.unwrap(), [(Tag::Argument, &b"ls"[..]), (Tag::Directory, b"/")]);
+        let mut payload = Vec::new();
+        begin(1, Operation::Dump, &mut payload);
+        add(&mut payload, Tag::LeaveRunning, b"").unwrap();
+        add(&mut payload, Tag::TcpClose, b"").unwrap();
+        add(&mut payload, Tag::Timeout, &7_u32.to_le_bytes()).unwrap();
+        let flags = [1, 0, 11, 0, 14, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(payload, [&flags[..], &[17, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0]].concat());
+        let mut payload = Vec::new();
+        begin(1, Operation::Restore, &mut payload);
+        add(&mut payload, Tag::Lazy, b"").unwrap();
+        add(&mut payload, Tag::TcpKeep, b"").unwrap();
+        assert_eq!(payload, [1, 0, 12, 0, 18, 0, 0, 0, 0, 0, 0, 0, 16, 0, 0, 0, 0, 0, 0, 0]);
     }
 
     #[test]

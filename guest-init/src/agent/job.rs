@@ -1,18 +1,21 @@
 //! A job: a process that works for a stream, and the pipes or the terminal between them.
 
 use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
 use core::ffi::c_int;
 
 use guest_init::config::Command;
+use guest_init::criu::workload::{Terminal, Workload};
 use guest_init::wire::report::{Failed, Report};
-use guest_init::wire::request::Request;
+use guest_init::wire::request::Tcp;
 use guest_init::wire::stream::Output;
 use libc::{POLLIN, POLLOUT};
 use machinen_abi::body::{Exit, Reason, Size};
 
 use crate::child;
-use crate::sys::{self, Errno, Fd, terminal};
-use crate::work::Worker;
+use crate::sys::{self, Errno, Fd, files, terminal};
+use crate::work::{Ends, Worker};
 
 /// A terminal's own buffers hold less. What comes after so much is from processes in the background.
 const TERMINAL_REST_BYTES: usize = 128 << 10;
@@ -26,6 +29,19 @@ pub enum Kind {
     Terminal,
     /// A child of PID 1's own program.
     Worker,
+    /// Such a child, which restores a program that takes its place.
+    Restore,
+}
+
+/// What a program that is being restored may get: pipes or a terminal.
+struct Offer {
+    stdin: Fd,
+    outputs: [Fd; 2],
+    master: Fd,
+    slave: Fd,
+    size: Size,
+    /// Nobody gives it input.
+    detached: bool,
 }
 
 /// The state of a job.
@@ -46,6 +62,13 @@ pub struct Job {
     /// The last byte of a terminal's input, and how many characters are to say that it has ended.
     last_byte: u8,
     ends: Option<usize>,
+    offer: Option<Offer>,
+    /// The wait status of what is restored, when that came first.
+    early: Option<c_int>,
+    /// It has been restored, and nothing of its output has come yet.
+    is_silent: bool,
+    /// It is not ended when nobody waits for it any more.
+    pub is_steadfast: bool,
 }
 
 impl Job {
@@ -65,7 +88,7 @@ impl Job {
             (Some(ours), theirs)
         };
         let attach = || sys::set_stdio(their_stdin.number(), their_output.number(), their_error.number());
-        Job::start(Kind::Command, command, attach, stdin, [Some(output), error])
+        Job::start(Kind::Command, command, &attach, stdin, [Some(output), error])
     }
 
     /// A command with a terminal.
@@ -76,7 +99,7 @@ impl Job {
             sys::set_stdio(slave.number(), slave.number(), slave.number())
         };
         let stdin = master.copy()?;
-        let mut job = Job::start(Kind::Terminal, command, attach, Some(stdin), [Some(master), None])?;
+        let mut job = Job::start(Kind::Terminal, command, &attach, Some(stdin), [Some(master), None])?;
         job.held = Some(slave);
         Ok(job)
     }
@@ -86,22 +109,45 @@ impl Job {
         let input = Fd::open(c"/dev/null", libc::O_RDONLY)?;
         let console = Fd::open(c"/dev/console", libc::O_WRONLY | libc::O_NOCTTY)?;
         let attach = || sys::set_stdio(input.number(), console.number(), console.number());
-        Job::start(Kind::Command, command, attach, None, [None, None])
+        Job::start(Kind::Command, command, &attach, None, [None, None])
     }
 
-    /// A child that does what is asked for itself.
-    pub fn worker(request: &Request<'_>) -> sys::Result<Job> {
+    /// A child that does the work itself; `error` says whether what it prints on its standard error is heard.
+    pub fn worker(error: bool, work: impl FnOnce(&Worker) -> Result<(), Failed>) -> sys::Result<Job> {
         let (their_stdin, stdin) = Fd::pipe()?;
         let (output, their_output) = Fd::pipe()?;
+        let (error, their_error) =
+            if error { Fd::pipe().map(|(ours, theirs)| (Some(ours), Some(theirs)))? } else { (None, None) };
         let (report, their_report) = Fd::pipe()?;
-        let Some(pid) = sys::fork()? else { Worker::run(&their_stdin, &their_output, &their_report, request) };
-        Job::new(Kind::Worker, pid, report, Some(stdin), [Some(output), None])
+        let Some(pid) = sys::fork()? else {
+            let (input, output, error, report) = (&their_stdin, &their_output, their_error.as_ref(), &their_report);
+            Worker::run(&Ends { input, output, error, report, more: &[] }, work)
+        };
+        Job::new(Kind::Worker, pid, report, Some(stdin), [Some(output), error])
+    }
+
+    /// A child that restores a program; `work` is told what that gets under the numbers from 4 on.
+    pub fn restore(size: Size, detached: bool, work: impl FnOnce(&Worker) -> Result<(), Failed>) -> sys::Result<Job> {
+        let (their_stdin, stdin) = Fd::pipe()?;
+        let (output, their_output) = Fd::pipe()?;
+        let (error, their_error) = Fd::pipe()?;
+        let (master, slave) = terminal::open(size)?;
+        let (report, their_report) = Fd::pipe()?;
+        [&stdin, &output, &error].into_iter().try_for_each(Fd::set_nonblocking)?;
+        let null = Fd::open(c"/dev/null", libc::O_RDWR)?;
+        let Some(pid) = sys::fork()? else {
+            let more = [&their_stdin, &their_output, &their_error, &slave];
+            Worker::run(&Ends { input: &null, output: &null, error: None, report: &their_report, more: &more }, work)
+        };
+        let mut job = Job::new(Kind::Restore, pid, report, None, [None, None])?;
+        job.offer = Some(Offer { stdin, outputs: [output, error], master, slave, size, detached });
+        Ok(job)
     }
 
     fn start(
         kind: Kind,
         command: &Command,
-        attach: impl FnOnce() -> sys::Result<()>,
+        attach: &dyn Fn() -> sys::Result<()>,
         stdin: Option<Fd>,
         outputs: [Option<Fd>; 2],
     ) -> sys::Result<Job> {
@@ -126,6 +172,10 @@ impl Job {
             ended: None,
             last_byte: b'\n',
             ends: None,
+            offer: None,
+            early: None,
+            is_silent: false,
+            is_steadfast: false,
         })
     }
 
@@ -134,9 +184,77 @@ impl Job {
         self.ended.is_none() && self.pid == pid
     }
 
+    /// A process of this number, which is no job's, has ended. True when it is what this one restores.
+    pub fn restores(&mut self, pid: c_int, status: c_int) -> bool {
+        if self.kind != Kind::Restore {
+            return false;
+        }
+        self.read_report();
+        let is_it = self.report.restored().is_some_and(|restored| restored.pid == pid);
+        if is_it {
+            self.early = Some(status);
+        }
+        is_it
+    }
+
+    /// The program is restored, and this child of PID 1 from now on.
+    fn adopt(&mut self) {
+        let (Some(Offer { stdin, outputs, master, slave, size, detached }), Some(restored)) =
+            (self.offer.take(), self.report.restored())
+        else {
+            return;
+        };
+        (self.pid, self.ended, self.is_silent) = (restored.pid, None, true);
+        if restored.terminal {
+            // It has the size of the old one.
+            match terminal::resize(&master, size) {
+                Ok(()) | Err(_) => {}
+            }
+            (self.kind, self.stdin, self.held) = (Kind::Terminal, master.copy().ok(), Some(slave));
+            self.outputs = [Some(master), None];
+        } else {
+            let [input, output, error] = restored.pipes;
+            self.kind = Kind::Command;
+            self.stdin = Some(stdin).filter(|_| input && !detached);
+            let [out, err] = outputs;
+            self.outputs = [Some(out).filter(|_| output), Some(err).filter(|_| error)];
+        }
+        if let Some(status) = self.early {
+            self.end(status);
+        }
+    }
+
+    /// What a bundle says of it, as far as this knows; `None` when it is no program.
+    pub fn workload(&self, tcp: Tcp) -> Option<Workload> {
+        if self.ended.is_some() || !self.begun || !matches!(self.kind, Kind::Command | Kind::Terminal) {
+            return None;
+        }
+        let mut workload = Workload { pid: self.pid, tcp, ..Workload::default() };
+        if let Some(terminal) = &self.held {
+            let (file_system, _, device) = files::identity(terminal).ok()?;
+            let Size { rows, columns } = terminal::size(terminal).ok()?;
+            workload.terminal = Some(Terminal { device, file_system, rows, columns });
+        } else {
+            let [output, error] = &self.outputs;
+            let inode = |pipe: &Option<Fd>| Some(files::identity(pipe.as_ref()?).ok()?.1);
+            workload.pipes = [inode(&self.stdin), inode(output), inode(error)];
+        }
+        Some(workload)
+    }
+
+    /// True once, when the first output of a restored program has come.
+    pub fn breaks_silence(&mut self) -> bool {
+        core::mem::take(&mut self.is_silent)
+    }
+
+    /// The points that its child has told since this was called last.
+    pub fn take_marks(&mut self) -> Vec<(u64, String)> {
+        self.report.take_marks()
+    }
+
     /// The number of its process, 0 for one that is nobody's business.
     pub fn shown_pid(&self) -> u32 {
-        if self.kind == Kind::Worker { 0 } else { u32::try_from(self.pid).unwrap_or(0) }
+        if matches!(self.kind, Kind::Worker | Kind::Restore) { 0 } else { u32::try_from(self.pid).unwrap_or(0) }
     }
 
     /// What it prints comes here.
@@ -191,6 +309,13 @@ impl Job {
     pub fn begins(&mut self) -> bool {
         let runs = match self.kind {
             Kind::Worker => self.report.has_begun(),
+            Kind::Restore => {
+                if self.report.has_begun() {
+                    self.adopt();
+                }
+                self.report.has_begun()
+            }
+            Kind::Command | Kind::Terminal if self.begun => true,
             Kind::Command | Kind::Terminal => self.report_pipe.is_none() && self.report.failed().is_none(),
         };
         !core::mem::replace(&mut self.begun, runs) && runs
@@ -203,6 +328,9 @@ impl Job {
 
     /// Gives it input; returns how many bytes are taken care of: all of them when it takes none.
     pub fn feed(&mut self, input: &[u8]) -> usize {
+        if self.kind == Kind::Restore {
+            return 0;
+        }
         let Some(stdin) = &self.stdin else { return input.len() };
         if !self.begun || input.is_empty() {
             return 0;
@@ -275,11 +403,15 @@ impl Job {
     /// Its process has ended with this wait status.
     pub fn end(&mut self, status: c_int) {
         self.read_report();
+        if self.kind == Kind::Restore && self.report.has_begun() {
+            // It has done its work, and what it has restored goes on.
+            return;
+        }
         self.held = None;
         let left = match self.kind {
             Kind::Terminal => [TERMINAL_REST_BYTES, 0],
             // Nobody else has a worker's pipes: they come to their end.
-            Kind::Worker => [usize::MAX; 2],
+            Kind::Worker | Kind::Restore => [usize::MAX; 2],
             Kind::Command => [0, 1].map(|output: usize| self.outputs[output].as_ref().map_or(0, Fd::held_bytes)),
         };
         self.ended = Some((status, left));
@@ -292,7 +424,7 @@ impl Job {
             return Some(Err(failed));
         }
         let over = Output::BOTH.into_iter().all(|output| self.has_ended(output));
-        if self.kind == Kind::Worker && status != 0 {
+        if matches!(self.kind, Kind::Worker | Kind::Restore) && status != 0 {
             let message = format!("the work was ended: {}", exit(status).status());
             return Some(Err(Failed { reason: Reason::System, errno: libc::EIO, message }));
         }
@@ -330,6 +462,10 @@ impl Job {
 
     /// Nobody wants its work any more.
     pub fn abandon(&mut self) {
+        if self.is_steadfast {
+            self.owner = None;
+            return;
+        }
         // First, so that a worker does not take this for the end of its input.
         self.signal(if self.kind == Kind::Worker { libc::SIGKILL } else { libc::SIGHUP });
         self.owner = None;

@@ -45,13 +45,15 @@ pub struct Main {
     kill_ms: Option<i64>,
     /// It has no stream from its start on.
     pub detached: bool,
+    /// It was dumped, and has ended by that.
+    pub dumped: Option<Failed>,
 }
 
 impl Main {
     /// Begins to connect to the host.
     pub fn connect() -> Result<Main, Refused> {
         let phase = Phase::Connecting(connect()?);
-        Ok(Main { phase, give_up_ms: sys::now_ms() + CONNECT_LIMIT_MS, kill_ms: None, detached: false })
+        Ok(Main { phase, give_up_ms: sys::now_ms() + CONNECT_LIMIT_MS, kill_ms: None, detached: false, dumped: None })
     }
 
     /// What to wait for.
@@ -105,6 +107,7 @@ impl Main {
         self.is_over(Exit::Code(match failed.reason {
             Reason::NotFound => NOT_FOUND,
             Reason::CannotExecute => NOT_EXECUTABLE,
+            Reason::Dumped => 0,
             _ => REFUSED,
         }));
     }

@@ -2,6 +2,7 @@
 //! anything but poll(2).
 
 mod connection;
+mod dump;
 mod job;
 mod main_command;
 mod open;
@@ -17,8 +18,10 @@ use guest_init::config::Config;
 use guest_init::wire::stream::{Event, Output};
 use libc::{POLLERR, POLLIN, POLLOUT};
 use machinen_abi::AGENT_PORT;
+use machinen_abi::body::Mark;
 
 use self::connection::{Connection, Role};
+use self::dump::Dumping;
 use self::job::Job;
 use self::main_command::Main;
 use self::points::Points;
@@ -44,6 +47,7 @@ struct Agent<'a> {
     connections: Slots<Connection>,
     jobs: Slots<Job>,
     main: Main,
+    dump: Option<Dumping>,
     buffer: Vec<u8>,
 }
 
@@ -81,6 +85,7 @@ pub fn serve(config: &Config, mut points: Points) -> Result<u8, Refused> {
         connections: Slots::new(),
         jobs: Slots::new(),
         main: Main::connect()?,
+        dump: None,
         buffer: vec![0; BUFFER_BYTES],
     };
     loop {
@@ -210,7 +215,7 @@ impl Agent<'_> {
         }
         let Some(job) = self.jobs.get(number) else { return };
         let (owner, ended) = (job.owner, Output::BOTH.map(|output| job.has_begun() && job.has_ended(output)));
-        let outcome = job.outcome();
+        let (outcome, marks) = (job.outcome(), job.take_marks());
         if self.main.runs(number) {
             let attached = self.connections.iter().filter(|(_, connection)| connection.role == Role::Attached);
             for (_, connection) in attached {
@@ -218,7 +223,11 @@ impl Agent<'_> {
                 over.for_each(|output| connection.copies.end(output));
             }
         }
+        let outcome = if self.main.runs(number) { self.main_outcome(outcome) } else { outcome };
         if let Some(connection) = owner.and_then(|owner| self.connections.get(owner)) {
+            for (time_ns, name) in &marks {
+                connection.stream.mark(&Mark { time_ns: *time_ns, name });
+            }
             for output in Output::BOTH.into_iter().filter(|output| ended[*output as usize]) {
                 connection.stream.end(output);
             }
@@ -232,6 +241,7 @@ impl Agent<'_> {
         if let Some(outcome) = outcome {
             self.jobs.remove(number);
             self.main.job_has_ended(number, &outcome);
+            self.dump_has_ended(number, &outcome);
         }
     }
 
@@ -347,7 +357,7 @@ impl Agent<'_> {
         let Some(job) = self.jobs.get(number) else { return 0 };
         match job.owner {
             Some(owner) => self.connections.get(owner).map_or(0, |connection| connection.stream.room(output)),
-            None if self.console.waiting.is_empty() => BUFFER_BYTES,
+            None if job.is_steadfast || self.console.waiting.is_empty() => BUFFER_BYTES,
             None => 0,
         }
     }
@@ -358,13 +368,21 @@ impl Agent<'_> {
             let room = self.room(number, output).min(BUFFER_BYTES);
             let Some(job) = self.jobs.get(number) else { return };
             let Some(bytes) = job.read(output, &mut self.buffer[..room]) else { return };
-            let ended = job.status().is_some();
+            let (ended, is_steadfast, is_first) = (job.status().is_some(), job.is_steadfast, job.breaks_silence());
             if self.main.runs(number) {
                 let attached = self.connections.iter().filter(|(_, connection)| connection.role == Role::Attached);
                 attached.for_each(|(_, connection)| connection.copies.add(&mut connection.stream, output, bytes));
             }
             match job.owner.and_then(|owner| self.connections.get(owner)) {
-                Some(connection) => connection.stream.data(output, bytes),
+                Some(connection) => {
+                    if is_first {
+                        let time_ns = sys::clock_ns(libc::CLOCK_REALTIME);
+                        connection.stream.mark(&Mark { time_ns, name: "first output" });
+                    }
+                    connection.stream.data(output, bytes);
+                }
+                // Nobody is left to hear how it dumps.
+                None if is_steadfast => {}
                 None => self.console.waiting.extend_from_slice(bytes),
             }
             if !ended {
@@ -398,6 +416,9 @@ impl Agent<'_> {
             while let Some((pid, status)) = sys::reap() {
                 if let Some((_, job)) = self.jobs.iter().find(|(_, job)| job.is(pid)) {
                     job.end(status);
+                } else {
+                    // Or it is what is being restored.
+                    self.jobs.iter().any(|(_, job)| job.restores(pid, status));
                 }
             }
         }

@@ -12,7 +12,11 @@ use super::connection::Role;
 use super::job::Job;
 use super::main_command::Phase;
 use super::{Agent, MOST_JOBS};
-use crate::sys::Errno;
+use crate::sys::{self, Errno};
+use crate::work;
+
+/// The first number of the main command's processes: those below are free in a new machine, where it may be restored.
+const FIRST_PID: u32 = 1000;
 
 impl Agent<'_> {
     /// A stream's first frame has come.
@@ -20,7 +24,10 @@ impl Agent<'_> {
         let is_main = self.main.is_brought_by(number);
         let done = request::parse(payload).and_then(|request| match request {
             Request::Command { changes, terminal, detached } => self.command(number, &changes, terminal, detached),
-            _ if is_main => Err(failed(Reason::Invalid, "the main command is exec or pty")),
+            Request::Restore(restore) if is_main => self.start_restore(number, &restore),
+            _ if is_main => Err(failed(Reason::Invalid, "the main command is exec, pty or restore")),
+            Request::Restore(_) => Err(failed(Reason::Invalid, "only the main command is restored")),
+            Request::Dump(dump) => self.start_dump(number, &dump),
             request => self.serve(number, request),
         });
         let (Err(failed), Some(connection)) = (done, self.connections.get(number)) else { return };
@@ -52,6 +59,9 @@ impl Agent<'_> {
                 },
             )
         })?;
+        if is_main {
+            sys::number_from(FIRST_PID);
+        }
         let job = match terminal {
             Some(size) => Job::terminal(&command, size),
             None if is_main => Job::command(&command, !detached, detached),
@@ -66,12 +76,12 @@ impl Agent<'_> {
         Ok(())
     }
 
-    fn check_room(&self) -> Result<(), Failed> {
+    pub fn check_room(&self) -> Result<(), Failed> {
         if self.jobs.count() < MOST_JOBS { Ok(()) } else { Err(failed(Reason::Busy, "too many operations at once")) }
     }
 
     /// Gives a stream a job that has been started.
-    fn add_job(&mut self, number: usize, mut job: Job) -> usize {
+    pub fn add_job(&mut self, number: usize, mut job: Job) -> usize {
         job.owner = Some(number);
         let job = self.jobs.add(job);
         if let Some(connection) = self.connections.get(number) {
@@ -108,7 +118,8 @@ impl Agent<'_> {
             }
             request => {
                 self.check_room()?;
-                let job = Job::worker(&request).map_err(|errno| system("start", errno))?;
+                let job = Job::worker(false, |worker| work::serve(worker, &request))
+                    .map_err(|errno| system("start", errno))?;
                 self.add_job(number, job);
                 return Ok(());
             }
@@ -144,7 +155,7 @@ impl Agent<'_> {
     pub fn tell_all(&mut self, exit: Exit) {
         for (_, connection) in self.connections.iter() {
             match connection.role {
-                Role::Attached => connection.copies.exit(exit),
+                Role::Attached => connection.copies.exit(self.main.dumped.clone().map_or(Ok(exit), Err)),
                 Role::PowerOff => connection.stream.exit(Exit::Code(0)),
                 Role::New | Role::Job(_) | Role::Done => continue,
             }
@@ -163,6 +174,6 @@ pub fn failed(reason: Reason, message: &str) -> Failed {
 }
 
 /// A failure of a system call.
-fn system(what: &str, Errno(errno): Errno) -> Failed {
+pub fn system(what: &str, Errno(errno): Errno) -> Failed {
     Failed { reason: Reason::System, errno, message: format!("{what}: {}", Errno(errno)) }
 }

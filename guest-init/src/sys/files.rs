@@ -190,6 +190,11 @@ pub fn open_or_create(path: &CStr, flags: c_int, mode: u32) -> Result<Fd> {
     check(unsafe { libc::open(path.as_ptr(), flags | libc::O_CREAT | libc::O_CLOEXEC, mode) }).map(Fd)
 }
 
+/// Which file a descriptor is of: number of its file system, of its inode, and of the device that it is.
+pub fn identity(file: &Fd) -> Result<(u64, u64, u64)> {
+    status(file).map(|status| (status.st_dev, status.st_ino, status.st_rdev))
+}
+
 fn status(file: &Fd) -> Result<libc::stat> {
     let mut status = MaybeUninit::uninit();
     // SAFETY: fstat fills the structure when it succeeds, and only then is it used.

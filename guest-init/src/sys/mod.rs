@@ -3,6 +3,7 @@
 pub mod at;
 pub mod files;
 pub mod net;
+mod process;
 pub mod terminal;
 pub mod vsock;
 
@@ -10,9 +11,14 @@ use alloc::vec::Vec;
 use core::ffi::{CStr, c_int};
 use core::fmt;
 use core::mem::{MaybeUninit, size_of};
-use core::ptr::{null, null_mut};
+use core::ptr::null_mut;
 
 use guest_init::cmdline::Time;
+
+pub use self::process::{
+    become_worker, can_handle_faults, close_from, execute, exit_now, fork, kernel, kill, leave, new_session,
+    number_from, own_pid, pass_as, reap, reap_all, try_wait, wait,
+};
 
 /// Result of a system call.
 pub type Result<T> = core::result::Result<T, Errno>;
@@ -113,12 +119,28 @@ impl Fd {
         check(unsafe { libc::fcntl(self.0, libc::F_DUPFD_CLOEXEC, 3) }).map(Fd)
     }
 
+    /// Another descriptor for the standard error.
+    pub fn standard_error() -> Result<Fd> {
+        // SAFETY: integers in, a new descriptor out.
+        check(unsafe { libc::fcntl(2, libc::F_DUPFD_CLOEXEC, 8) }).map(Fd)
+    }
+
     /// Bytes that a pipe holds now.
     pub fn held_bytes(&self) -> usize {
         let mut count: c_int = 0;
         // SAFETY: FIONREAD writes one int.
         let result = unsafe { libc::ioctl(self.0, libc::FIONREAD as _, &raw mut count) };
         if result < 0 { 0 } else { usize::try_from(count).unwrap_or(0) }
+    }
+
+    /// A pipe holds this many bytes, or more.
+    pub fn make_room(&self, bytes: usize) -> Result<()> {
+        let bytes = c_int::try_from(bytes).map_err(|_| Errno(libc::EINVAL))?;
+        // SAFETY: integers in.
+        unsafe {
+            let room = check(libc::fcntl(self.0, libc::F_GETPIPE_SZ))?;
+            if room < bytes { check(libc::fcntl(self.0, libc::F_SETPIPE_SZ, bytes)).map(drop) } else { Ok(()) }
+        }
     }
 
     /// Terminal attributes changed by `change`.
@@ -250,46 +272,6 @@ pub fn poll_all(set: &mut [libc::pollfd], limit_ms: c_int) -> Result<()> {
     }
 }
 
-/// This process' number.
-pub fn own_pid() -> c_int {
-    // SAFETY: takes nothing, cannot fail.
-    unsafe { libc::getpid() }
-}
-
-/// fork(2): the child's number, or `None` in the child.
-pub fn fork() -> Result<Option<c_int>> {
-    // SAFETY: this process has one thread, so the child may go on as if it were the parent.
-    let pid = check(unsafe { libc::fork() })?;
-    Ok((pid != 0).then_some(pid))
-}
-
-/// In a child: a session of its own, no blocked signals.
-pub fn new_session() -> Result<()> {
-    let none = signal_set(&[]);
-    // SAFETY: the set is initialised and live.
-    unsafe {
-        check(libc::sigprocmask(libc::SIG_SETMASK, &raw const none, null_mut()))?;
-        check(libc::setsid()).map(drop)
-    }
-}
-
-/// A child becomes a worker: these are all its descriptors from now on, but for the standard error.
-pub fn become_worker(input: &Fd, output: &Fd, report: &Fd) -> Result<(Fd, Fd, Fd)> {
-    const REPORT: c_int = 3;
-    new_session()?;
-    set_stdio(input.0, output.0, 2)?;
-    // SAFETY: integers in. The descriptors that are closed belong to copies of what the parent has, which this process never
-    // comes to again: it only calls what ends it.
-    unsafe {
-        check(libc::dup2(report.0, REPORT))?;
-        let result = libc::syscall(libc::SYS_close_range, REPORT + 1, c_int::MAX, 0);
-        if result < 0 {
-            return Err(Errno::last());
-        }
-    }
-    Ok((Fd(0), Fd(1), Fd(REPORT)))
-}
-
 /// Makes `terminal` the controlling terminal of this session.
 pub fn take_terminal(terminal: &Fd) -> Result<()> {
     // SAFETY: integers in.
@@ -302,48 +284,10 @@ pub fn change_directory(path: &CStr) -> Result<()> {
     check(unsafe { libc::chdir(path.as_ptr()) }).map(drop)
 }
 
-/// execve(2): why it failed.
-pub fn execute(path: &CStr, argv: &[impl AsRef<CStr>], env: &[impl AsRef<CStr>]) -> Errno {
-    fn pointers(strings: &[impl AsRef<CStr>]) -> Vec<*const libc::c_char> {
-        strings.iter().map(|string| string.as_ref().as_ptr()).chain([null()]).collect()
-    }
-    // SAFETY: path and strings are terminated and live, the arrays end with a null pointer.
-    unsafe { libc::execve(path.as_ptr(), pointers(argv).as_ptr(), pointers(env).as_ptr()) };
-    Errno::last()
-}
-
 /// The path names something.
 pub fn exists(path: &CStr) -> bool {
     // SAFETY: the path is terminated.
     unsafe { libc::access(path.as_ptr(), libc::F_OK) == 0 }
-}
-
-/// Ends this process without running anything else.
-pub fn exit_now(code: u8) -> ! {
-    // SAFETY: an integer in.
-    unsafe { libc::_exit(code.into()) }
-}
-
-/// kill(2).
-pub fn kill(pid: c_int, signal: c_int) -> Result<()> {
-    // SAFETY: integers in.
-    check(unsafe { libc::kill(pid, signal) }).map(drop)
-}
-
-/// The next child that has ended: its number and wait status. `None` when there is none now.
-pub fn reap() -> Option<(c_int, c_int)> {
-    let mut status = 0;
-    // SAFETY: waitpid writes one int.
-    let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
-    (pid > 0).then_some((pid, status))
-}
-
-/// Reaps the children that have ended; true when none is left.
-pub fn reap_all() -> bool {
-    while reap().is_some() {}
-    // SAFETY: with WNOWAIT and no place for it, nothing is written and nothing is reaped.
-    let result = unsafe { libc::waitid(libc::P_ALL, 0, null_mut(), libc::WEXITED | libc::WNOHANG | libc::WNOWAIT) };
-    result < 0
 }
 
 /// Tries every millisecond until `attempt` gives something; `None` when it has not after `limit_ms`.

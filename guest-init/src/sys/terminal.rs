@@ -25,3 +25,11 @@ pub fn resize(terminal: &Fd, size: Size) -> Result<()> {
     // SAFETY: the call reads one winsize.
     check(unsafe { libc::ioctl(terminal.0, libc::TIOCSWINSZ as _, &raw const size) }).map(drop)
 }
+
+/// The size that a terminal has.
+pub fn size(terminal: &Fd) -> Result<Size> {
+    let mut size = libc::winsize { ws_row: 0, ws_col: 0, ws_xpixel: 0, ws_ypixel: 0 };
+    // SAFETY: the call writes one winsize.
+    check(unsafe { libc::ioctl(terminal.0, libc::TIOCGWINSZ as _, &raw mut size) })?;
+    Ok(Size { rows: size.ws_row, columns: size.ws_col })
+}

@@ -4,6 +4,7 @@ use alloc::vec::Vec;
 
 use machinen_abi::body::{Exit, Reason};
 
+use super::report::Failed;
 use super::stream::{Output, Stream};
 
 /// A stream that is further behind than this, beyond its window, is given up.
@@ -14,7 +15,7 @@ const MOST_BEHIND_BYTES: usize = 256 << 10;
 pub struct Copies {
     behind: [Vec<u8>; 2],
     ended: [bool; 2],
-    exit: Option<Exit>,
+    exit: Option<Result<Exit, Failed>>,
 }
 
 impl Copies {
@@ -36,8 +37,8 @@ impl Copies {
         self.ended[output as usize] = true;
     }
 
-    /// The command has ended.
-    pub fn exit(&mut self, exit: Exit) {
+    /// The command has ended like this.
+    pub fn exit(&mut self, exit: Result<Exit, Failed>) {
         self.ended = [true; 2];
         self.exit = Some(exit);
     }
@@ -55,8 +56,10 @@ impl Copies {
                 stream.end(output);
             }
         }
-        if let Some(exit) = self.exit.filter(|_| self.behind.iter().all(Vec::is_empty)) {
-            stream.exit(exit);
+        match self.exit.as_ref().filter(|_| self.behind.iter().all(Vec::is_empty)) {
+            Some(Ok(exit)) => stream.exit(*exit),
+            Some(Err(failed)) => stream.fail(failed),
+            None => {}
         }
     }
 }
@@ -85,7 +88,7 @@ mod tests {
         copies.add(&mut stream, Output::Output, &[1; 100_000]);
         copies.add(&mut stream, Output::Error, &[2; 5]);
         copies.end(Output::Output);
-        copies.exit(Exit::Code(0));
+        copies.exit(Ok(Exit::Code(0)));
         assert_eq!(kinds(&mut stream), [Kind::Output]);
         copies.advance(&mut stream);
         assert_eq!(kinds(&mut stream), [Kind::Output, Kind::OutputEnd, Kind::Error, Kind::ErrorEnd, Kind::Exit]);

@@ -63,6 +63,54 @@ pub enum Request<'a> {
     PowerOff,
     /// Take part in the main command.
     Attach,
+    /// Dump the main command's processes.
+    Dump(Dump<'a>),
+    /// The main command is restored.
+    Restore(Restore),
+    /// What a lazy restore still has to bring.
+    Stats,
+}
+
+/// How to dump.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Dump<'a> {
+    /// The processes run on.
+    pub leave_running: bool,
+    /// What becomes of TCP connections.
+    pub tcp: Tcp,
+    /// Seconds until it is given up.
+    pub timeout_s: Option<u32>,
+    /// A command that dumps instead of CRIU; no words for none.
+    pub words: Vec<&'a [u8]>,
+    /// The bundle, when it is not on its share.
+    pub directory: Option<CString>,
+}
+
+/// How to restore.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Restore {
+    /// Memory comes when it is needed.
+    pub lazy: bool,
+    /// What becomes of TCP connections, beyond what was asked for at the dump.
+    pub tcp: Tcp,
+    /// The bundle, when it is not on its share.
+    pub directory: Option<CString>,
+    /// Of the terminal, if it has one.
+    pub size: Size,
+    /// It outlives the stream.
+    pub detached: bool,
+}
+
+/// What becomes of TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tcp {
+    /// With one that is established nothing is dumped.
+    #[default]
+    Refuse,
+    /// They are closed in what is restored.
+    Close,
+    /// They are dumped with their state.
+    Keep,
 }
 
 /// A terminal whose size nobody has said.
@@ -82,6 +130,10 @@ struct Fields<'a> {
     detached: bool,
     no_owner: bool,
     name: Option<&'a [u8]>,
+    leave_running: bool,
+    tcp: Tcp,
+    timeout_s: Option<u32>,
+    lazy: bool,
 }
 
 /// Reads the payload of the first frame.
@@ -116,16 +168,22 @@ pub fn parse(payload: &[u8]) -> Result<Request<'_>, Failed> {
 /// Which fields an operation has.
 fn belongs(operation: Operation, tag: Tag) -> bool {
     match tag {
-        Tag::Argument | Tag::Environment | Tag::Directory | Tag::Detached => {
-            matches!(operation, Operation::Exec | Operation::Pty)
+        Tag::Argument => matches!(operation, Operation::Exec | Operation::Pty | Operation::Dump),
+        Tag::Environment => matches!(operation, Operation::Exec | Operation::Pty),
+        Tag::Directory => {
+            matches!(operation, Operation::Exec | Operation::Pty | Operation::Dump | Operation::Restore)
         }
-        Tag::Size => matches!(operation, Operation::Pty | Operation::Resize),
+        Tag::Detached => matches!(operation, Operation::Exec | Operation::Pty | Operation::Restore),
+        Tag::Size => matches!(operation, Operation::Pty | Operation::Resize | Operation::Restore),
         Tag::Path => matches!(operation, Operation::TarIn | Operation::TarOut | Operation::WriteFile),
         Tag::Mode | Tag::Append | Tag::Parents => operation == Operation::WriteFile,
         Tag::Exclude => operation == Operation::TarOut,
         Tag::Signal => operation == Operation::Signal,
         Tag::NoOwner => operation == Operation::TarIn,
         Tag::Name => matches!(operation, Operation::TarIn | Operation::TarOut),
+        Tag::LeaveRunning | Tag::Timeout => operation == Operation::Dump,
+        Tag::TcpClose | Tag::TcpKeep => matches!(operation, Operation::Dump | Operation::Restore),
+        Tag::Lazy => operation == Operation::Restore,
     }
 }
 
@@ -157,14 +215,21 @@ impl<'a> Fields<'a> {
             Tag::Detached => self.detached = flag?,
             Tag::NoOwner => self.no_owner = flag?,
             Tag::Name => self.name = Some(value).filter(|name| is_name(name)),
+            Tag::LeaveRunning => self.leave_running = flag?,
+            Tag::TcpClose => self.tcp = flag.map(|_| Tcp::Close)?,
+            Tag::TcpKeep => self.tcp = flag.map(|_| Tcp::Keep)?,
+            Tag::Timeout => self.timeout_s = Some(u32::from_le_bytes(value.try_into().ok()?)),
+            Tag::Lazy => self.lazy = flag?,
         }
         (tag != Tag::Name || self.name.is_some()).then_some(())
     }
 
     fn request(self, operation: Operation) -> Result<Request<'a>, Failed> {
-        let path = |path: Option<&[u8]>| {
-            let absolute = path.filter(|path| path.starts_with(b"/"));
-            absolute.and_then(|path| CString::new(path).ok()).ok_or_else(|| invalid(Tag::Path))
+        let absolute = |path: &[u8]| CString::new(path).ok().filter(|path| path.to_bytes().starts_with(b"/"));
+        let path = |path: Option<&[u8]>| path.and_then(absolute).ok_or_else(|| invalid(Tag::Path));
+        let bundle = |path: Option<&[u8]>| match path {
+            Some(path) => absolute(path).map(Some).ok_or_else(|| invalid(Tag::Directory)),
+            None => Ok(None),
         };
         Ok(match operation {
             Operation::Exec => Request::Command { changes: self.changes, terminal: None, detached: self.detached },
@@ -188,6 +253,21 @@ impl<'a> Fields<'a> {
             Operation::Sync => Request::Sync,
             Operation::PowerOff => Request::PowerOff,
             Operation::Attach => Request::Attach,
+            Operation::Dump => Request::Dump(Dump {
+                leave_running: self.leave_running,
+                tcp: self.tcp,
+                timeout_s: self.timeout_s,
+                directory: bundle(self.changes.directory)?,
+                words: self.changes.words,
+            }),
+            Operation::Restore => Request::Restore(Restore {
+                lazy: self.lazy,
+                tcp: self.tcp,
+                directory: bundle(self.changes.directory)?,
+                size: self.size.unwrap_or(USUAL_SIZE),
+                detached: self.detached,
+            }),
+            Operation::Stats => Request::Stats,
             Operation::Secrets | Operation::Cloned => {
                 return Err(refusal(Reason::Unsupported, "the operation is not served".to_string()));
             }
@@ -202,7 +282,7 @@ fn is_name(name: &[u8]) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use super::{Request, parse};
+    use super::{Dump, Request, Restore, Tcp, parse};
     use crate::config::Changes;
     use machinen_abi::body::{Reason, Signal, Size};
     use machinen_abi::open::{Operation, Tag, add, begin};
@@ -238,6 +318,35 @@ mod tests {
         assert_eq!(terminal(&[]), Some(Size { rows: 24, columns: 80 }));
         assert_eq!(terminal(&[(Tag::Size, &[1, 0, 2, 0])]), Some(Size { rows: 1, columns: 2 }));
         assert_eq!(reason(&open(Operation::Pty, &[(Tag::Detached, b"")])), Reason::Invalid);
+    }
+
+    #[test]
+    fn a_dump_and_a_restore_have_their_own_fields() {
+        let fields: [(Tag, &[u8]); 5] = [
+            (Tag::Argument, b"my-dump"),
+            (Tag::LeaveRunning, b""),
+            (Tag::TcpKeep, b""),
+            (Tag::Timeout, &[60, 0, 0, 0]),
+            (Tag::Directory, b"/b"),
+        ];
+        let dump = Dump {
+            leave_running: true,
+            tcp: Tcp::Keep,
+            timeout_s: Some(60),
+            words: vec![b"my-dump"],
+            directory: Some(c"/b".into()),
+        };
+        assert_eq!(parse(&open(Operation::Dump, &fields)), Ok(Request::Dump(dump)));
+        assert_eq!(parse(&open(Operation::Dump, &[])), Ok(Request::Dump(Dump::default())));
+        let size = Size { rows: 24, columns: 80 };
+        let restore = Restore { lazy: true, tcp: Tcp::Close, directory: None, size, detached: false };
+        let fields: [(Tag, &[u8]); 2] = [(Tag::Lazy, b""), (Tag::TcpClose, b"")];
+        assert_eq!(parse(&open(Operation::Restore, &fields)), Ok(Request::Restore(restore)));
+        assert_eq!(reason(&open(Operation::Dump, &[(Tag::Directory, b"b")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Dump, &[(Tag::Timeout, b"1")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Dump, &[(Tag::Lazy, b"")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Restore, &[(Tag::LeaveRunning, b"")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Exec, &[(Tag::TcpClose, b"")])), Reason::Invalid);
     }
 
     #[test]
@@ -277,7 +386,7 @@ mod tests {
     proptest! {
         #[test]
         fn any_payload_is_read_or_refused(
-            head in 0..40_u16, fields in prop::collection::vec((0..16_u16, prop::collection::vec(any::<u8>(), 0..6)), 0..6),
+            head in 0..40_u16, fields in prop::collection::vec((0..20_u16, prop::collection::vec(any::<u8>(), 0..6)), 0..6),
             rest in prop::collection::vec(any::<u8>(), 0..20),
         ) {
             let mut payload = vec![1, 0];

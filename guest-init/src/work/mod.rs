@@ -1,5 +1,11 @@
 //! What a child of PID 1's own program does for a stream: work with files, which may wait for disks.
 
+mod bundle;
+pub mod dump;
+mod keeper;
+mod program;
+pub mod restore;
+mod stats;
 mod tar_in;
 mod tar_out;
 mod write_file;
@@ -7,7 +13,7 @@ mod write_file;
 use alloc::format;
 
 use guest_init::tar::read::Input;
-use guest_init::wire::report::{BEGUN, Failed};
+use guest_init::wire::report::{BEGUN, Failed, Restored, mark};
 use guest_init::wire::request::Request;
 use machinen_abi::body::Reason;
 
@@ -20,30 +26,56 @@ pub struct Worker {
     report: Fd,
 }
 
+/// Its ends of the pipes, and what else it shall have open from number 4 on.
+pub struct Ends<'a> {
+    pub input: &'a Fd,
+    pub output: &'a Fd,
+    /// The standard error; without it that is this process's.
+    pub error: Option<&'a Fd>,
+    pub report: &'a Fd,
+    pub more: &'a [&'a Fd],
+}
+
+/// What needs nothing but the request.
+pub fn serve(worker: &Worker, request: &Request<'_>) -> Result<(), Failed> {
+    match request {
+        Request::TarIn { path, no_owner, name } => tar_in::run(worker, path, *no_owner, *name),
+        Request::TarOut { path, exclude, name } => tar_out::run(worker, path, exclude, *name),
+        Request::WriteFile { path, mode, append, parents } => write_file::run(worker, path, *mode, *append, *parents),
+        Request::Stats => stats::run(worker),
+        _ => {
+            worker.begin();
+            sys::sync();
+            Ok(())
+        }
+    }
+}
+
 impl Worker {
     /// Does the work and ends this process.
-    pub fn run(input: &Fd, output: &Fd, report: &Fd, request: &Request<'_>) -> ! {
-        let Ok((input, output, report)) = sys::become_worker(input, output, report) else {
+    pub fn run(ends: &Ends<'_>, work: impl FnOnce(&Worker) -> Result<(), Failed>) -> ! {
+        let Ok((input, output, report)) =
+            sys::become_worker(ends.input, ends.output, ends.error, ends.report, ends.more)
+        else {
             sys::exit_now(guest_init::status::REFUSED)
         };
         let worker = Worker { input, output, report };
-        let done = match request {
-            Request::TarIn { path, no_owner, name } => tar_in::run(&worker, path, *no_owner, *name),
-            Request::TarOut { path, exclude, name } => tar_out::run(&worker, path, exclude, *name),
-            Request::WriteFile { path, mode, append, parents } => {
-                write_file::run(&worker, path, *mode, *append, *parents)
-            }
-            _ => {
-                worker.begin();
-                sys::sync();
-                Ok(())
-            }
-        };
+        let done = work(&worker);
         let code = done.is_err().into();
         if let Err(failed) = done {
             worker.report(&failed.to_bytes());
         }
         sys::exit_now(code)
+    }
+
+    /// It has come to the point of this name.
+    pub fn mark(&self, name: &str) {
+        self.report(&mark(sys::clock_ns(libc::CLOCK_REALTIME), name));
+    }
+
+    /// This is about to be restored.
+    pub fn restores(&self, restored: Restored) {
+        self.report(&restored.to_bytes());
     }
 
     /// What had to be there is there; now the input is read.

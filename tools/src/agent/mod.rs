@@ -159,6 +159,7 @@ impl Refusal {
             Reason::Busy => "EXEC_BUSY",
             Reason::Escape => "COPY_ESCAPE",
             Reason::NoCommand => "EXEC_NO_COMMAND",
+            Reason::Dumped => "SNAPSHOT_TAKEN",
         };
         let error = Error::new(code, message.clone());
         match reason {
@@ -167,6 +168,7 @@ impl Refusal {
                 machinen_abi::VERSION
             )),
             Reason::NoCommand => error.hint("give a command after --"),
+            Reason::Dumped => error.hint("machinen-restore starts it again from the snapshot"),
             Reason::Busy => error.retry(),
             _ => error,
         }

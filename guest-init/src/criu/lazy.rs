@@ -1,0 +1,165 @@
+//! What the log of CRIU's server of memory tells: how much has come, and what was asked for first.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+
+/// Bytes of a page.
+const PAGE_BYTES: u64 = 4096;
+
+/// Pages of all processes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Pages {
+    /// Those that were to come.
+    pub total: u64,
+    /// Those that have.
+    pub served: u64,
+    /// Those that still may.
+    pub pending: u64,
+    /// Accesses that had to wait for one.
+    pub faults: u64,
+}
+
+/// What the lines that were read say.
+#[derive(Debug, Default)]
+pub struct Sum {
+    processes: BTreeMap<String, Process>,
+    faults: u64,
+}
+
+#[derive(Debug, Default)]
+struct Process {
+    total: u64,
+    served: u64,
+    over: bool,
+}
+
+/// What the server says about one process: its name, and the words.
+fn words(line: &[u8]) -> Option<(&str, &str)> {
+    let (_, rest) = core::str::from_utf8(line).ok()?.split_once("uffd: ")?;
+    rest.split_once(": ")
+}
+
+impl Sum {
+    /// Reads a line.
+    pub fn add(&mut self, line: &[u8]) {
+        let Some((name, text)) = words(line) else { return };
+        if let Some(rest) = text.strip_prefix("Found ") {
+            if let Some((count, "to be handled by UFFD")) = rest.split_once(" pages ") {
+                self.process(name).total = count.parse().unwrap_or(0);
+            }
+        } else if let Some(rest) = text.strip_prefix("uffd_copy: ") {
+            let bytes: u64 = rest.split_once('/').and_then(|(_, bytes)| bytes.parse().ok()).unwrap_or(0);
+            let process = self.process(name);
+            process.served = process.served.saturating_add(bytes / PAGE_BYTES);
+        } else if text.starts_with("#PF at ") {
+            self.faults += 1;
+        } else if text.starts_with("UFFD transferred pages: ") {
+            self.process(name).over = true;
+        }
+    }
+
+    fn process(&mut self, name: &str) -> &mut Process {
+        self.processes.entry(name.into()).or_default()
+    }
+
+    /// The processes to which pages were to come when the server has ended.
+    #[must_use]
+    pub fn unserved(&self) -> Vec<i32> {
+        let left = self.processes.iter().filter(|(_, process)| !process.over && process.served < process.total);
+        left.filter_map(|(name, _)| name.split_once('-')?.0.parse().ok()).filter(|pid| *pid > 1).collect()
+    }
+
+    /// All together; with `over` the server has ended, and nothing is to come any more.
+    #[must_use]
+    pub fn pages(&self, over: bool) -> Pages {
+        let mut pages = Pages { faults: self.faults, ..Pages::default() };
+        for process in self.processes.values() {
+            pages.total = pages.total.saturating_add(process.total);
+            pages.served = pages.served.saturating_add(process.served.min(process.total));
+            if !over && !process.over {
+                pages.pending = pages.pending.saturating_add(process.total.saturating_sub(process.served));
+            }
+        }
+        pages
+    }
+}
+
+impl Pages {
+    /// As the operation `stats` answers.
+    #[must_use]
+    pub fn text(self) -> String {
+        let Pages { total, served, pending, faults } = self;
+        format!("total {total}\nserved {served}\npending {pending}\nfaults {faults}\npage_bytes {PAGE_BYTES}\n")
+    }
+}
+
+/// A page that was waited for: process number and address (hexadecimal) with a line end. `None` for lines of other things.
+#[must_use]
+pub fn fault(line: &[u8]) -> Option<String> {
+    let (name, text) = words(line)?;
+    let pid = name.split_once('-').map_or(name, |(pid, _)| pid);
+    let address = text.strip_prefix("#PF at 0x").filter(|_| pid.parse::<u32>().is_ok())?;
+    Some(format!("{pid} {address}\n"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Pages, Sum, fault};
+    use proptest::prelude::{any, prop, proptest};
+
+    const LOG: &str = "(00.224014) uffd: Waiting for incoming connections on lazy-pages.socket\n\
+        (00.404025) uffd: Received PID: 1001, uffd: 9\n\
+        (00.404025) uffd: 1001-9: Found 59 VMAs in image\n\
+        (00.404025) uffd: 1001-9: Found 17075 pages to be handled by UFFD\n\
+        (00.416026) uffd: 1000-10: Found 235 pages to be handled by UFFD\n\
+        (00.420026) uffd: 1001-9: UNMAP: 7f90eeafd000(4000)\n\
+        (00.424026) uffd: 1001-9: #PF at 0x7f90ee7e9000\n\
+        (00.424026) pr1001-1 Read 7f90ee7e9000 1 pages\n\
+        (00.424026) uffd: 1001-9: uffd_copy: 0x7f90ee7e9000/4096\n\
+        (00.432027) uffd: 1000-10: #PF at 0x7f90ee7e9000\n\
+        (00.432027) uffd: 1000-10: uffd_copy: 0x7f90ee7e9000/4096\n\
+        (00.436027) uffd: 1001-9: uffd_copy: 0xabf000/8192\n";
+
+    fn pages(log: &[u8], over: bool) -> Pages {
+        let mut sum = Sum::default();
+        log.split(|byte| *byte == b'\n').for_each(|line| sum.add(line));
+        sum.pages(over)
+    }
+
+    fn faults(log: &[u8]) -> String {
+        log.split(|byte| *byte == b'\n').filter_map(fault).collect()
+    }
+
+    #[test]
+    fn pages_are_added_up() {
+        let half = Pages { total: 17_310, served: 4, pending: 17_306, faults: 2 };
+        assert_eq!((pages(LOG.as_bytes(), false), pages(LOG.as_bytes(), true).pending), (half, 0));
+        let log = format!("{LOG}(02.748172) uffd: 1000-10: UFFD transferred pages: (1/235)\n");
+        assert_eq!(pages(log.as_bytes(), false).pending, 17_072);
+        assert_eq!(half.text(), "total 17310\nserved 4\npending 17306\nfaults 2\npage_bytes 4096\n");
+        assert_eq!(faults(log.as_bytes()), "1001 7f90ee7e9000\n1000 7f90ee7e9000\n");
+        assert_eq!(pages(b"", false), Pages::default());
+        // The one of which the server says that it is done with it needs no more.
+        let mut sum = Sum::default();
+        log.lines().for_each(|line| sum.add(line.as_bytes()));
+        assert_eq!(sum.unserved(), [1001]);
+    }
+
+    proptest! {
+        #[test]
+        fn any_log_is_read(lines in prop::collection::vec((0..6_usize, any::<u64>(), any::<u64>()), 0..40)) {
+            let text = lines.iter().fold(String::new(), |text, (kind, one, two)| {
+                let said = [
+                    format!("Found {one} pages to be handled by UFFD"), format!("uffd_copy: {one:#x}/{two}"),
+                    format!("#PF at {one:#x}"), "UFFD transferred pages: (".into(), "Found pages".into(), String::new(),
+                ];
+                text + &format!("(0) uffd: {}-1: {}\n", two % 3, said[*kind])
+            });
+            let Pages { total, served, pending, .. } = pages(text.as_bytes(), false);
+            assert!(served <= total && pending <= total);
+            let _ = faults(text.as_bytes());
+        }
+    }
+}
