@@ -58,6 +58,7 @@ fn help_names_every_flag_with_its_variable() {
         ("--share", "[MACHINEN_SHARE: separated by commas]"),
         ("--tty", "[MACHINEN_TTY]"),
         ("--log-limit", "[MACHINEN_LOG_LIMIT]"),
+        ("--ctl", "[MACHINEN_CTL]"),
         ("--detach", "[MACHINEN_DETACH]"),
         ("--die-with-parent", "[MACHINEN_DIE_WITH_PARENT]"),
         ("--trace", "[MACHINEN_TRACE]"),

@@ -3,17 +3,19 @@
 use std::time::Instant;
 
 use crate::arch::{self, End, Register, Registers, Step};
+use crate::ctl::{Ctl, Refusal, Request};
 use crate::device::console::{Console, Output};
 use crate::device::uart::Uart;
 use crate::error::{Error, Result};
 use crate::kick::{self, Kick};
 use crate::ram::Ram;
+use machinen_share::server::Refused;
+
 use crate::sys::Ready;
 use crate::terminal::Terminal;
 use crate::trace::Trace;
 use crate::virtio::Fault;
 use crate::virtio::device::Device;
-use crate::virtio::fs::Fs;
 use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
 
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -28,6 +30,7 @@ pub struct Bus {
     console: Console,
     kick: Kick,
     terminal: Option<Terminal>,
+    ctl: Option<Ctl>,
     end_at_first_byte: bool,
     trace: Trace,
     /// There was output.
@@ -40,12 +43,17 @@ impl Bus {
     pub fn new(ram: Ram, devices: Vec<Device>, console: Console, kick: Kick, terminal: Option<Terminal>) -> Bus {
         let devices = devices.into_iter().map(Mmio::new).collect();
         let (uart, trace) = (Uart::default(), Trace::default());
-        Bus { ram, uart, devices, console, kick, terminal, end_at_first_byte: false, trace, spoke: false }
+        Bus { ram, uart, devices, console, kick, terminal, ctl: None, end_at_first_byte: false, trace, spoke: false }
     }
 
     /// Ends the machine at the first byte of output.
     pub fn end_at_first_byte(&mut self, on: bool) {
         self.end_at_first_byte = on;
+    }
+
+    /// Does what is asked for there.
+    pub fn control(&mut self, ctl: Option<Ctl>) {
+        self.ctl = ctl;
     }
 
     /// Marks the first byte of output and the end of the machine.
@@ -59,14 +67,6 @@ impl Bus {
             let Fault(what) = device.take_fault()?;
             let message = format!("virtio device {slot} stopped until the guest resets it: {what}");
             Some(Error::guest("GUEST_VIRTIO", message, "a defect or an attack of the guest's driver (virtio 1.2)"))
-        })
-    }
-
-    /// The share of this tag, for who puts a directory behind it or takes one away.
-    pub fn share(&mut self, tag: &str) -> Option<&mut Fs> {
-        self.devices.iter_mut().find_map(|device| match device.backend_mut() {
-            Device::Fs(fs) if fs.tag() == tag => Some(fs),
-            _ => None,
         })
     }
 
@@ -87,6 +87,7 @@ impl Bus {
     pub fn woken(&mut self) -> Result<Step> {
         let pending = self.kick.drain()?;
         self.console.woken();
+        self.ctl.iter_mut().for_each(Ctl::woken);
         self.devices.iter_mut().for_each(Mmio::woken);
         if let Some(signal) = pending.end {
             return Ok(Step::End(End::Signal(signal)));
@@ -107,6 +108,9 @@ impl Bus {
     pub fn settle(&mut self) -> Result<Step> {
         for device in &mut self.devices {
             device.settle(&self.ram);
+        }
+        if let Some(ctl) = &mut self.ctl {
+            ctl.serve(&mut |request| act(&mut self.devices, request));
         }
         self.console.pump_input(&mut self.uart)?;
         self.send()
@@ -152,6 +156,24 @@ impl Bus {
             _ => Ok(end),
         }
     }
+}
+
+/// Does what was asked for on the control socket.
+fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
+    let (Request::Share { tag, .. } | Request::Unshare { tag }) = &request;
+    let share = devices.iter_mut().find_map(|device| match device.backend_mut() {
+        Device::Fs(fs) if fs.tag() == tag => Some(fs),
+        _ => None,
+    });
+    let share = share.ok_or_else(|| Refusal::new("CTL_NO_SHARE", format!("the machine has no share {tag}")))?;
+    let done = match request {
+        Request::Share { root, read_only, .. } => share.attach(root, read_only),
+        Request::Unshare { .. } => share.detach(),
+    };
+    done.map_err(|refused| match refused {
+        Refused::Busy => Refusal::new("CTL_SHARE_BUSY", "the guest has it mounted"),
+        Refused::Host(errno) => Refusal::new("CTL_SHARE_UNREADABLE", std::io::Error::from(errno).to_string()),
+    })
 }
 
 impl Registers for Bus {

@@ -22,9 +22,6 @@ const MOST_LOG_MIB: u64 = 1 << 20;
 const ANY_HOST_MIB: u64 = 32 << 10;
 const DEFAULT_MEMORY_MIB: std::ops::RangeInclusive<u64> = 512..=16384;
 
-/// Variables of the design that this version does not know how to honour; see docs/architecture.md.
-const NOT_YET: [&str; 1] = ["MACHINEN_CTL"];
-
 /// Boot one KVM virtual machine on this process: its console is stdin and stdout, its exit code is the guest's.
 ///
 /// Exit status: the code that the guest wrote to its exit register; 0 when it switched off or was reset, or the reader of
@@ -86,6 +83,9 @@ struct Args {
     /// leave the caller's session, so that neither its terminal nor its end matters [MACHINEN_DETACH]
     #[argh(switch)]
     detach: bool,
+    /// socket to make, by which the running machine is told what to do, see docs/architecture.md [MACHINEN_CTL]
+    #[argh(option, arg_name = "path")]
+    ctl: Option<String>,
     /// end when this process, the one that starts the machine, ends [MACHINEN_DIE_WITH_PARENT]
     #[argh(option, arg_name = "pid")]
     die_with_parent: Option<String>,
@@ -138,6 +138,8 @@ pub struct Config {
     pub log_mib: Option<u64>,
     /// Leave the caller's session.
     pub detach: bool,
+    /// Path of the control socket.
+    pub ctl: Option<String>,
     /// End with this process, the parent.
     pub parent: Option<u32>,
     /// Path of the file for [`crate::trace::Trace`].
@@ -207,12 +209,6 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     if args.version {
         return Ok(Request::Print(format!("vmm-min {} {}\n", env!("CARGO_PKG_VERSION"), arch::NAME)));
     }
-    for name in NOT_YET {
-        if text(env, name)?.is_some() {
-            let hint = format!("unset {name}");
-            return Err(Error::usage("NOT_SUPPORTED", format!("{name}: this version does not have that yet"), hint));
-        }
-    }
     let kernel = args.kernel.map_or_else(|| text(env, "MACHINEN_KERNEL"), |kernel| Ok(Some(kernel)))?;
     let initrd = args.initrd.map_or_else(|| text(env, "MACHINEN_INITRD"), |initrd| Ok(Some(initrd)))?;
     let cmdline = args.cmdline.map_or_else(|| text(env, "MACHINEN_CMDLINE"), |words| Ok(Some(words)))?;
@@ -241,6 +237,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
     let log_limit = of(args.log_limit, "MACHINEN_LOG_LIMIT")?;
     let log_mib = log_limit.as_deref().map(log_mib).transpose()?;
     let detach = args.detach || switch(env, "MACHINEN_DETACH")?;
+    let ctl = of(args.ctl, "MACHINEN_CTL")?;
     let trace = of(args.trace, "MACHINEN_TRACE")?;
     let parent = of(args.die_with_parent, "MACHINEN_DIE_WITH_PARENT")?;
     let parent = parent.as_deref().map(process).transpose()?;
@@ -265,6 +262,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("TTY", switch(tty)),
             ("LOG_LIMIT", log_limit),
             ("DETACH", switch(detach)),
+            ("CTL", ctl),
             ("DIE_WITH_PARENT", parent.map(|pid| pid.to_string())),
             ("TRACE", trace),
             ("BOOT_TEST", switch(boot_test)),
@@ -299,6 +297,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         tty,
         log_mib,
         detach,
+        ctl,
         parent,
         trace,
         boot_test,
@@ -463,7 +462,6 @@ mod tests {
             assert_eq!(code(&["--kernel", "k", "--memory", memory], &[]), "MEMORY_INVALID", "{memory}");
         }
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_TTY", "maybe")]), "ENV_INVALID");
-        assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_CTL", "x")]), "NOT_SUPPORTED");
         assert_eq!(code(&["--kernel", "k"], &[("MACHINEN_VSOCK", "in:1:x,in:1:x")]), "VSOCK_INVALID");
         assert_eq!(code(&["--kernel", "-", "--initrd", "-"], &[]), "USAGE");
         let dtb = if arch::MOST_DTB_BYTES == 0 { "NOT_SUPPORTED" } else { "USAGE" };

@@ -37,6 +37,8 @@ pub mod cache;
 #[forbid(unsafe_code)]
 pub mod config;
 #[forbid(unsafe_code)]
+pub mod ctl;
+#[forbid(unsafe_code)]
 pub mod device;
 #[forbid(unsafe_code)]
 pub mod disk;
@@ -44,6 +46,8 @@ pub mod disk;
 pub mod error;
 pub mod heap;
 pub mod kick;
+#[forbid(unsafe_code)]
+pub mod listener;
 #[forbid(unsafe_code)]
 pub mod machine;
 pub mod ram;

@@ -11,6 +11,7 @@ use crate::boot::source::{Role, Source};
 use crate::boot::{load_initrd, load_kernel};
 use crate::bus::Bus;
 use crate::config::Config;
+use crate::ctl::Ctl;
 use crate::device::console::Console;
 use crate::disk::Disk;
 use crate::error::{Error, Result};
@@ -68,6 +69,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
         // From here on signals end the machine in good order, so that its sockets are removed.
         devices.push(Device::Vsock(Vsock::open(&config.vsock)?));
     }
+    let ctl = config.ctl.as_deref().map(Ctl::open).transpose()?;
     let mut platform = Platform::new(&kvm, &vm, &kick)?;
     let stdio = Stdio::look(config.tty);
     let cmdline = cmdline(config, stdio.session, devices.len());
@@ -78,6 +80,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(ram, devices, console, kick, terminal);
     bus.end_at_first_byte(config.boot_test);
+    bus.control(ctl);
     trace.mark("first instruction");
     bus.trace(trace);
     let end = run_to_end(&vm, &mut platform, &mut bus, warn)?;

@@ -157,6 +157,63 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
     usize::try_from(count).map_err(|_| io::Error::last_os_error())
 }
 
+/// Of one descriptor in a message.
+const DESCRIPTOR_BYTES: libc::c_uint = 4;
+
+/// Room for the header and one descriptor of SCM_RIGHTS, aligned as a header is.
+#[repr(C, align(8))]
+struct Rights([u8; 64]);
+
+fn message(bytes: &mut libc::iovec, rights: &mut Rights) -> libc::msghdr {
+    // SAFETY: all fields are integers and pointers, for which zeroes are valid.
+    let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
+    message.msg_iov = bytes;
+    message.msg_iovlen = 1;
+    message.msg_control = rights.0.as_mut_ptr().cast();
+    // SAFETY: CMSG_SPACE only computes.
+    message.msg_controllen = unsafe { libc::CMSG_SPACE(DESCRIPTOR_BYTES) } as _;
+    message
+}
+
+/// Receives from a Unix socket without waiting, and the descriptor that came with the bytes, if any. Source: unix(7), cmsg(3).
+pub fn receive_descriptor(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
+    let mut bytes = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+    let mut rights = Rights([0; 64]);
+    let mut message = message(&mut bytes, &mut rights);
+    let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
+    // SAFETY: the message describes live buffers. The kernel makes no more descriptors than there is room for, which is one, and
+    // whoever finds its header owns it.
+    unsafe {
+        let count = libc::recvmsg(fd.as_raw_fd(), &raw mut message, flags);
+        let count = usize::try_from(count).map_err(|_| io::Error::last_os_error())?;
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        let is_one = !header.is_null()
+            && (*header).cmsg_level == libc::SOL_SOCKET
+            && (*header).cmsg_type == libc::SCM_RIGHTS
+            && (*header).cmsg_len as usize == libc::CMSG_LEN(DESCRIPTOR_BYTES) as usize;
+        let descriptor = is_one.then(|| OwnedFd::from_raw_fd(libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned()));
+        Ok((count, descriptor))
+    }
+}
+
+/// Sends to a Unix socket, with a descriptor.
+#[cfg(test)]
+pub fn send_descriptor(fd: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+    let mut bytes = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
+    let mut rights = Rights([0; 64]);
+    let message = message(&mut bytes, &mut rights);
+    // SAFETY: the message describes live buffers, with room for one header and one descriptor.
+    unsafe {
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        (*header).cmsg_level = libc::SOL_SOCKET;
+        (*header).cmsg_type = libc::SCM_RIGHTS;
+        (*header).cmsg_len = libc::CMSG_LEN(DESCRIPTOR_BYTES) as _;
+        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+        let count = libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL);
+        usize::try_from(count).map_err(|_| io::Error::last_os_error())
+    }
+}
+
 /// Physical memory of the host in bytes.
 pub fn host_memory_bytes() -> io::Result<u64> {
     let mut info = MaybeUninit::<libc::sysinfo>::uninit();

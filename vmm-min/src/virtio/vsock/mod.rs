@@ -6,7 +6,6 @@
 
 pub mod bridge;
 mod credit;
-mod listener;
 mod packet;
 mod stream;
 mod table;
@@ -22,13 +21,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use self::bridge::Bridge;
-use self::listener::Listener;
 use self::packet::{GUEST_CID, HEADER_BYTES, HEADER_WRITTEN, HOST_CID, Header, Operation, STREAM};
 use self::stream::{Broken, Fill, Key, State as Life, Stream};
 use self::table::Table;
 use super::queue::{Buffers, Chain};
 use super::{Backend, Event, Fault, Io, read_config};
 use crate::error::Result as HostResult;
+use crate::listener::{Listener, VSOCK};
 use crate::ram::Ram;
 use crate::{socket, sys};
 
@@ -49,7 +48,7 @@ const MOST_RESETS: usize = 256;
 /// saves an interrupt, which is two exits.
 const MOST_HELD_BYTES: u32 = 4096;
 const MOST_HELD: u16 = 64;
-/// More than [`listener::BACKLOG`]: see there.
+/// More than [`crate::listener::BACKLOG`]: see there.
 const MOST_ACCEPTS: usize = 256;
 /// Ports of the host's end of streams that the host asks for. The guest's programs choose theirs below that.
 const FIRST_PORT: u32 = 1 << 30;
@@ -102,8 +101,8 @@ impl Vsock {
         let mut listeners = Vec::new();
         for bridge in bridges {
             match bridge {
-                Bridge::In { port, socket } => listeners.push((Listener::open(socket)?, Target::Port(*port))),
-                Bridge::Hybrid { socket } => listeners.push((Listener::open(socket)?, Target::Line)),
+                Bridge::In { port, socket } => listeners.push((Listener::open(&VSOCK, socket)?, Target::Port(*port))),
+                Bridge::Hybrid { socket } => listeners.push((Listener::open(&VSOCK, socket)?, Target::Line)),
                 Bridge::Out { .. } => {}
             }
         }
