@@ -9,13 +9,15 @@ use std::process::Command;
 
 use crate::e2fs::E2fs;
 use crate::guest::{Guest, LIMIT, Scratch};
-use crate::{Run, asset, bin};
+use crate::lab::Arch;
+use crate::{Run, asset, bin, rootfs};
 
 /// What the tools of one test share.
 #[derive(Debug)]
 pub struct Cli {
     scratch: Scratch,
     image: PathBuf,
+    memory_mib: u32,
 }
 
 impl Cli {
@@ -25,7 +27,17 @@ impl Cli {
     /// When there is no image.
     #[must_use]
     pub fn new() -> Self {
-        Self { scratch: Scratch::new(), image: image() }
+        Self { scratch: Scratch::new(), image: image(), memory_mib: 256 }
+    }
+
+    /// The same with an image of Debian, which has python3 and criu.
+    ///
+    /// # Panics
+    /// When there is no image.
+    #[must_use]
+    pub fn of_debian() -> Self {
+        let image = shared_image("debian", |run| run.arg(asset(&rootfs(Arch::OWN))));
+        Self { scratch: Scratch::new(), image, memory_mib: 1024 }
     }
 
     /// The image.
@@ -72,7 +84,7 @@ impl Cli {
             ("MACHINEN_REGISTRY_DIR", self.registry()),
             ("MACHINEN_CACHE_DIR", self.scratch.path("cache")),
             ("MACHINEN_KERNEL", asset("vmlinux-tuned")),
-            ("MACHINEN_MEMORY", "256".into()),
+            ("MACHINEN_MEMORY", self.memory_mib.to_string().into()),
         ]
     }
 
@@ -141,16 +153,21 @@ impl Drop for Cli {
     }
 }
 
-/// The image, in a place that all tests of a machine share.
+/// The image of busybox's programs.
 fn image() -> PathBuf {
-    let path = std::env::temp_dir().join(format!("machinen-busybox-{}.img", env!("CARGO_PKG_VERSION")));
+    let guest = Guest::command(&["sh", "-c", "echo of the image"]);
+    let guest = guest.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n").file("root/.keep", 0o644, "");
+    shared_image("busybox", |run| run.arg("-").stdin(guest.root_tar()))
+}
+
+/// What `machinen-rootfs-img` makes with these arguments, in a place that all tests of a machine share.
+fn shared_image(name: &str, arguments: impl FnOnce(Run) -> Run) -> PathBuf {
+    let path = std::env::temp_dir().join(format!("machinen-{name}-{}.img", env!("CARGO_PKG_VERSION")));
     if path.exists() {
         return path;
     }
     let (scratch, e2fs) = (Scratch::new(), E2fs::new());
-    let guest = Guest::command(&["sh", "-c", "echo of the image"]);
-    let guest = guest.file("etc/passwd", 0o644, "root:x:0:0:root:/root:/bin/sh\n").file("root/.keep", 0o644, "");
-    let run = Run::new(bin("machinen-rootfs-img")).arg("-").stdin(guest.root_tar());
+    let run = arguments(Run::new(bin("machinen-rootfs-img")));
     let made =
         run.env("MACHINEN_CACHE_DIR", scratch.path("")).env("MACHINEN_E2FSCK", e2fs.e2fsck()).limit(LIMIT).finish();
     assert_eq!(made.code(), 0, "{}", made.printed());

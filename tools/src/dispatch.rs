@@ -17,11 +17,14 @@ pub const TOOL: &str = "machinen";
 const EXIT_TOOL: u8 = 125;
 
 /// The verbs, in the order of the list, and whether they run a command.
-const VERBS: [(&str, &str, bool); 14] = [
+const VERBS: [(&str, &str, bool); 17] = [
     ("run", "boot an image and run a command in it", true),
     ("exec", "run a command in a machine that runs", true),
     ("attach", "take part in a machine's main command", true),
     ("cp", "copy files between the host and a machine", false),
+    ("snapshot", "freeze a machine's processes into a bundle", false),
+    ("restore", "let the processes of a bundle go on", true),
+    ("fork", "copy a machine while it runs", true),
     ("ls", "list the machines that run", false),
     ("logs", "print a machine's console", false),
     ("mem", "print what machines take of the host's memory", false),

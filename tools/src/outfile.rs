@@ -49,7 +49,7 @@ impl Outfile {
     }
 
     /// [`Outfile::create`] for a regular file, also when `path` starts with a dash or is a symlink.
-    pub fn create_new(path: &str) -> io::Result<Self> {
+    pub fn create_new(path: impl Into<PathBuf>) -> io::Result<Self> {
         Self::regular(path.into())
     }
 

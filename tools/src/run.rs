@@ -1,10 +1,12 @@
 //! The work of `machinen-run`: a command in a machine of its own, as if it were a process here.
 
+use std::any::Any;
 use std::ffi::OsString;
 use std::io::Write;
 use std::time::{Duration, Instant};
 
 use argh::FromArgs;
+use machinen_abi::body::Reason;
 use serde_json::json;
 
 use crate::agent::relay::{Done, Over, Pause, now_ns};
@@ -135,23 +137,59 @@ pub fn run(args: Args, command: Option<Vec<OsString>>) -> std::result::Result<Sa
     let stdio = Stdio::look(args.tty, args.no_tty || args.detach);
     let options = options(&args, command, &stdio)?;
     let limit = args.timeout.as_deref().map(seconds).transpose().map_err(usage)?.flatten();
+    let Args { trace, verbose, json, .. } = args;
+    live(&options, &stdio, &Life { tool: TOOL.name, limit, trace, verbose, json }, Held::default())
+}
+
+/// What is wanted of a machine's life, beside what it is.
+#[derive(Debug)]
+pub(crate) struct Life {
+    /// The program's name.
+    pub tool: &'static str,
+    /// The most that it may take.
+    pub limit: Option<Duration>,
+    /// Where a trace of the start goes.
+    pub trace: Option<String>,
+    /// The times of the start, and the console, are printed at the end.
+    pub verbose: bool,
+    /// A detached machine is told as JSON.
+    pub json: bool,
+}
+
+/// What has to be there until the main command has started.
+pub(crate) type Held = Option<Box<dyn Any>>;
+
+/// Starts a machine, and is its main command until that ends or, where it is detached, has started.
+pub(crate) fn live(
+    options: &BootOptions,
+    stdio: &Stdio,
+    life: &Life,
+    held: Held,
+) -> std::result::Result<Said, Diagnostic> {
+    let limit = life.limit;
     let until = deadline(limit);
     let trouble = |error: Error| error.diagnostic(EXIT_TOOL);
-    let prepared = prepare(&options).map_err(trouble)?;
+    let prepared = prepare(options).map_err(trouble)?;
+    for warning in prepared.warnings() {
+        // With standard error gone there is nobody to tell.
+        let _ = writeln!(std::io::stderr(), "{}: {warning}", life.tool);
+    }
     let mut signals = Signals::take().map_err(|cause| trouble(Error::host("RUN_SIGNALS", "take signals", cause)))?;
     let mut vm = match prepared.start(Some(&mut signals), until).map_err(trouble)? {
-        Outcome::Started(claim, started) => launch(claim, *started, &options).map_err(trouble)?,
+        Outcome::Started(claim, started) => launch(claim, *started, options).map_err(trouble)?,
         Outcome::Signal(signal) => return end(Over::Signal(signal), limit, unreachable_end).map(exit),
         Outcome::Limit => return end(Over::Limit, limit, unreachable_end).map(exit),
     };
-    if args.detach {
-        if let Some(over) = vm.detach_if_asked(&options, Some(signals), until).map_err(trouble)? {
+    if options.command.detached {
+        let over = vm.detach_if_asked(options, Some(signals), until).map_err(trouble)?;
+        drop(held);
+        if let Some(over) = over {
             return end(over, limit, || vm.lost()).map(exit);
         }
-        write_trace(&args, &vm.marks())?;
-        return Ok(Said { text: describe(&vm, args.json), exit: 0 });
+        write_trace(life, &vm.marks())?;
+        return Ok(Said { text: describe(&vm, life.json), exit: 0 });
     }
-    attached(&args, &stdio, vm, signals, limit, until).map(exit)
+    attached(options, life, stdio, vm, (signals, until), held).map(exit)
 }
 
 fn exit(code: u8) -> Said {
@@ -165,15 +203,14 @@ fn unreachable_end() -> Error {
 
 /// The command's life, seen from here.
 fn attached(
-    args: &Args,
+    options: &BootOptions,
+    life: &Life,
     stdio: &Stdio,
     mut vm: Vm,
-    signals: Signals,
-    limit: Option<Duration>,
-    until: Option<Instant>,
+    ends: (Signals, Option<Instant>),
+    held: Held,
 ) -> std::result::Result<u8, Diagnostic> {
-    let Done { over, marks, .. } =
-        relay(stdio, &mut vm, signals, until).map_err(|error| error.diagnostic(EXIT_TOOL))?;
+    let Done { over, marks, .. } = relay(stdio, &mut vm, ends, held).map_err(|error| error.diagnostic(EXIT_TOOL))?;
     let over_ns = now_ns();
     let all = |vm: &Vm| {
         let mut all = vm.marks();
@@ -181,35 +218,37 @@ fn attached(
         all.push((over_ns, "command over".into()));
         all
     };
-    if matches!(over, Over::Exit(_)) && (args.keep || args.verbose || args.trace.is_some()) {
+    // Whoever froze it is told so by a machine that still runs.
+    let is_dumped = matches!(&over, Over::Refused(refusal) if refusal.reason == Reason::Dumped);
+    if is_dumped || matches!(over, Over::Exit(_)) && (options.keep || life.verbose || life.trace.is_some()) {
         vm.await_end(LAST_WORDS);
     }
-    if args.verbose {
+    if life.verbose {
         let console = vm.boot_log().unwrap_or_default();
         let text = [table(&all(&vm)).as_bytes(), b"console:\n", &console].concat();
         // With standard error gone there is nobody to tell.
         let _ = std::io::stderr().write_all(&text);
     }
-    write_trace(args, &all(&vm))?;
-    end(over, limit, || vm.lost())
+    write_trace(life, &all(&vm))?;
+    end(over, life.limit, || vm.lost())
 }
 
-fn relay(stdio: &Stdio, vm: &mut Vm, signals: Signals, until: Option<Instant>) -> Result<Done> {
+fn relay(stdio: &Stdio, vm: &mut Vm, (signals, until): (Signals, Option<Instant>), held: Held) -> Result<Done> {
     let (input, output, error) = channels()?;
     let pause = match vm.monitor() {
         Some(Ok(monitor)) => Pause::Machine(monitor),
         _ => Pause::Nothing,
     };
     let relay = vm.relay_main(Some(input), output, error).ok_or_else(unreachable_end)?;
-    let relay = relay.signals(signals, pause).limit(until);
+    let relay = relay.signals(signals, pause).limit(until).hold(held);
     match stdio.raw()? {
         Some(raw) => relay.terminal(raw).run(),
         None => relay.run(),
     }
 }
 
-fn write_trace(args: &Args, marks: &[Mark]) -> std::result::Result<(), Diagnostic> {
-    let Some(path) = &args.trace else { return Ok(()) };
+fn write_trace(life: &Life, marks: &[Mark]) -> std::result::Result<(), Diagnostic> {
+    let Some(path) = &life.trace else { return Ok(()) };
     let write = || {
         let file = Outfile::create(path)?;
         let text = format!("{}\n", chrome(marks));
@@ -262,7 +301,7 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
         options = options.mount(host, guest);
     }
     for text in &args.share {
-        options = share(options, text).map_err(usage)?;
+        options = place_share(options, text).map_err(usage)?;
     }
     options.command.words = command.unwrap_or_default();
     options.command.env = stdio.env();
@@ -280,7 +319,7 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
 }
 
 /// Reads `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`.
-fn share(options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
+pub(crate) fn place_share(options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
     let wrong =
         || format!("--share {text}: not HOST:GUEST or HOST:GUEST:ro with an absolute path of the guest below /");
     let forms = [(":ro", true), (":rw", false)];
@@ -365,7 +404,7 @@ mod tests {
 
     #[test]
     fn a_share_has_two_places_and_a_form() {
-        let read = |text: &str| share(BootOptions::new(""), text).map(|options| options.shares);
+        let read = |text: &str| place_share(BootOptions::new(""), text).map(|options| options.shares);
         for (text, host, guest, read_only) in [
             ("/a:/b", "/a", "/b", false),
             (".:/b/c/:ro", ".", "/b/c/", true),

@@ -16,6 +16,10 @@ use crate::sys::{self, Errno, files};
 /// The tag of the share.
 const TAG: &CStr = c"bundle";
 
+fn not_mounted(errno: i32, why: &str) -> Failed {
+    Failed { reason: Reason::System, errno, message: format!("share bundle: not mounted: {why}") }
+}
+
 /// A bundle that can be read, and perhaps written.
 pub struct Bundle {
     directory: String,
@@ -39,12 +43,18 @@ impl Bundle {
         mounted.map_err(|Errno(errno)| {
             let why = match errno {
                 libc::ENODEV => "the kernel has no virtiofs".to_owned(),
-                libc::EINVAL => "the machine has no such share, or there is no directory behind it".to_owned(),
+                libc::EINVAL => "the machine has no such share".to_owned(),
                 errno => Errno(errno).to_string(),
             };
-            Failed { reason: Reason::System, errno, message: format!("share bundle: not mounted: {why}") }
+            not_mounted(errno, &why)
         })?;
-        Ok(Bundle { directory: BUNDLE.to_string(), is_mounted: true })
+        let bundle = Bundle { directory: BUNDLE.to_string(), is_mounted: true };
+        // The kernel asks the host only now.
+        if !sys::exists(&target) {
+            bundle.close();
+            return Err(not_mounted(libc::ENODEV, "there is no directory behind it"));
+        }
+        Ok(bundle)
     }
 
     /// The directory of CRIU's images.

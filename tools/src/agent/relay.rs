@@ -2,6 +2,7 @@
 //!
 //! One thread, poll(2), nothing that waits: a reader that stops holds up its own stream only, and a signal always passes.
 
+use std::any::Any;
 use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
@@ -82,6 +83,8 @@ pub struct Relay {
     chunk: Vec<u8>,
     /// Came before this began.
     first: Option<Frame>,
+    /// Has to be there until the command has started.
+    held: Option<Box<dyn Any>>,
 }
 
 impl Relay {
@@ -105,6 +108,7 @@ impl Relay {
             marks: Vec::new(),
             chunk: vec![0; MOST_PAYLOAD_BYTES],
             first: None,
+            held: None,
         }
     }
 
@@ -112,6 +116,12 @@ impl Relay {
     pub fn signals(mut self, signals: Signals, pause: Pause) -> Relay {
         self.signals = Some(signals);
         self.pause = pause;
+        self
+    }
+
+    /// Holds something until the command has started.
+    pub(crate) fn hold(mut self, held: Option<Box<dyn Any>>) -> Relay {
+        self.held = held;
         self
     }
 
@@ -227,6 +237,7 @@ impl Relay {
                     return Err(protocol("a second start"));
                 }
                 self.mark("command started");
+                self.held = None;
                 if self.until_started {
                     return Ok(Some(Over::Started));
                 }

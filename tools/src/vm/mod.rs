@@ -34,7 +34,9 @@ use machinen_abi::open::{Operation, Tag};
 use rustix::fs::{MemfdFlags, memfd_create};
 
 pub use self::options::BootOptions;
+pub(crate) use self::options::ShareOption;
 pub use self::resolve::{Kernel, default_memory_mib, resolve_image, resolve_kernel, resolve_vmm};
+pub(crate) use self::shares::BUNDLE_TAG;
 use self::start::{BOOT_LOG, Outcome, Started, prepare, tail};
 use crate::agent;
 use crate::agent::channel::Channel;
@@ -129,7 +131,11 @@ pub(crate) fn launch(claim: Claim, started: Started, options: &BootOptions) -> R
     let Started { child, monitor, mut main, marks } = started;
     let (id, name, dir) = (claim.id.clone(), claim.name().map(str::to_owned), claim.dir.clone());
     let keep = options.keep;
-    let payload = options.command.request().to_payload();
+    let request = match &options.restore {
+        Some(restore) => restore.request(&options.command),
+        None => options.command.request(),
+    };
+    let payload = request.to_payload();
     if let Ok(payload) = &payload {
         main.send(Kind::Open, payload);
         main.flush();
@@ -254,6 +260,11 @@ impl Vm {
     /// As [`Vm::relay`].
     pub fn relay_attached(&self, input: Option<Channel>, output: Out, error: Out) -> Result<Relay> {
         self.relay_of(&Request::new(Operation::Attach), input, output, error, None)
+    }
+
+    /// An operation of the agent's, with these outputs.
+    pub(crate) fn relay_request(&self, request: &Request, output: Out, error: Out) -> Result<Relay> {
+        self.relay_of(request, None, output, error, None)
     }
 
     fn relay_of(

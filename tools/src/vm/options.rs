@@ -3,7 +3,10 @@
 use std::ffi::{OsStr, OsString};
 use std::path::PathBuf;
 
+use serde_json::{Map, Value};
+
 use crate::agent::request::Command;
+use crate::bundle::RestoreOptions;
 
 /// A directory that host and guest share.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -31,6 +34,10 @@ pub struct BootOptions {
     pub(crate) outlives_parent: bool,
     pub(crate) trace: bool,
     pub(crate) verbose: bool,
+    pub(crate) restore: Option<Box<RestoreOptions>>,
+    pub(crate) forked_from: Option<String>,
+    /// For the entry: keys of parts that the registry does not know.
+    pub(crate) other: Map<String, Value>,
 }
 
 impl BootOptions {
@@ -53,6 +60,9 @@ impl BootOptions {
             outlives_parent: false,
             trace: false,
             verbose: false,
+            restore: None,
+            forked_from: None,
+            other: Map::new(),
         }
     }
 

@@ -1,6 +1,7 @@
 //! Directories that a machine shares with the host: opened before it starts, and under which tags it has them.
 
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::Path;
 use std::process::Command;
 
 use rustix::fs::{CWD, Mode, OFlags, open, readlinkat};
@@ -12,7 +13,7 @@ use crate::error::{Error, Result};
 /// Most that one machine can have.
 pub(crate) const MOST: usize = 5;
 /// The tag of the share that every machine has, without a directory at first: a snapshot's is put there.
-const BUNDLE: &str = "bundle";
+pub(crate) const BUNDLE_TAG: &str = "bundle";
 
 /// A directory, open.
 #[derive(Debug)]
@@ -35,11 +36,24 @@ pub(crate) fn open_all(options: &BootOptions) -> Result<Vec<Shared>> {
     options.shares.iter().map(open_one).collect()
 }
 
+/// Opens the directory of the bundle that is to be restored.
+///
+/// Errors: `BUNDLE_MISSING`.
+pub(crate) fn open_bundle(options: &BootOptions) -> Result<Option<OwnedFd>> {
+    let Some(restore) = &options.restore else { return Ok(None) };
+    let dir = restore.bundle();
+    let opened = open_directory(dir);
+    opened.map(Some).map_err(|cause| Error::host("BUNDLE_MISSING", format!("open bundle {}", dir.display()), cause))
+}
+
+/// Not read: whoever may use it may share it.
+fn open_directory(path: &Path) -> rustix::io::Result<OwnedFd> {
+    open(path, OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC, Mode::empty())
+}
+
 fn open_one(share: &ShareOption) -> Result<Shared> {
     let name = share.host.display();
-    // Not read: whoever may use it may share it.
-    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
-    let directory = open(&share.host, flags, Mode::empty()).map_err(|cause| {
+    let directory = open_directory(&share.host).map_err(|cause| {
         let error = Error::host("BOOT_SHARE", format!("open shared directory {name}"), cause);
         error.hint("-v HOST:GUEST shares the directory HOST, which has to be there")
     })?;
@@ -53,14 +67,15 @@ fn own(directory: &OwnedFd) -> String {
     format!("/proc/{}/fd/{}", std::process::id(), directory.as_raw_fd())
 }
 
-/// Tells the monitor.
-pub(crate) fn arguments(shares: &[Shared], command: &mut Command) {
+/// Tells the monitor. A bundle that is to be restored is there from the start, and stays as it is.
+pub(crate) fn arguments(shares: &[Shared], bundle: Option<&OwnedFd>, command: &mut Command) {
     for (number, share) in shares.iter().enumerate() {
         // By the descriptor: a path may hold anything.
         let form = if share.read_only { ":ro" } else { "" };
         command.arg("--share").arg(format!("share{number}={}{form}", own(&share.directory)));
     }
-    command.arg("--share").arg(format!("{BUNDLE}="));
+    let bundle = bundle.map_or_else(String::new, |directory| format!("{}:ro", own(directory)));
+    command.arg("--share").arg(format!("{BUNDLE_TAG}={bundle}"));
 }
 
 /// What /init is told.

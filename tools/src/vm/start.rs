@@ -3,6 +3,7 @@
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
@@ -27,20 +28,23 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
+use crate::bundle::IMAGE_KEY;
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
-use crate::{assets, bootlog, kernel, mountdisk, net};
+use crate::{assets, bootlog, imagecache, kernel, mountdisk, net};
 
 /// The console of the guest, and what the monitor says.
 pub const BOOT_LOG: &str = "boot.log";
+/// The monitor's control socket.
+pub(crate) const CTL_SOCKET: &str = "ctl.sock";
 /// Marks of the monitor.
 const TRACE: &str = "trace";
 /// Most bytes of the boot log that a message has.
 const TAIL_BYTES: u64 = 2048;
 
 /// What the monitor takes from its environment and this tool decides.
-const DECIDED: [&str; 17] = [
+const DECIDED: [&str; 18] = [
     "KERNEL",
     "INITRD",
     "MEMORY",
@@ -103,6 +107,8 @@ pub(crate) struct Prepared<'a> {
     disk: PathBuf,
     mounts: Vec<Mounted>,
     shares: Vec<Shared>,
+    /// What is to be restored.
+    bundle: Option<OwnedFd>,
     initrd: File,
     marks: Vec<(u64, String)>,
 }
@@ -112,6 +118,7 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
     let mut marks = vec![(now_ns(), "tool".to_string())];
     let image = options.image.as_deref().ok_or_else(no_image)?;
     let shares = shares::open_all(options)?;
+    let bundle = shares::open_bundle(options)?;
     let vmm = resolve_vmm(options.vmm.as_deref())?;
     let kernel = resolve_kernel(options.kernel.as_deref(), options.modules.as_deref())?;
     let init = assets::find_init(options.init.as_deref()).map_err(|tried| {
@@ -122,10 +129,15 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
     marks.push((now_ns(), "image ready".into()));
     let mounts = mounts(options)?;
     let initrd = initramfs(init, &kernel, options, &shares)?;
-    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, initrd, marks })
+    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, bundle, initrd, marks })
 }
 
 impl Prepared<'_> {
+    /// What may be wrong with it, a line each.
+    pub(crate) fn warnings(&self) -> Vec<String> {
+        self.options.restore.as_ref().map(|restore| restore.warnings(&image_key(&self.disk))).unwrap_or_default()
+    }
+
     /// Starts the machine, until its guest asks for its command. SIGINT and its like end the start where `signals` are given.
     pub(crate) fn start(self, signals: Option<&mut Signals>, limit: Option<Instant>) -> Result<Outcome> {
         let keep = self.options.keep;
@@ -213,7 +225,10 @@ impl Prepared<'_> {
         entry.shares = shares::entries(&self.shares);
         entry.detached = options.command.detached;
         entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
+        entry.forked_from = options.forked_from.clone();
+        entry.other = options.other.clone();
         entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
+        entry.other.insert(IMAGE_KEY.into(), image_key(&self.disk).into());
         entry
     }
 
@@ -233,11 +248,11 @@ impl Prepared<'_> {
             command.arg("--disk").arg(format!("{}:ro", mounted.lower.display()));
             command.arg("--disk").arg(format!("{}:cow", own(&mounted.upper)));
         }
-        shares::arguments(&self.shares, command);
+        shares::arguments(&self.shares, self.bundle.as_ref(), command);
         // Relative: the monitor works in the machine's directory, whose path may hold anything.
         command.arg("--vsock").arg(format!("in:{AGENT_PORT}:{AGENT_SOCKET}"));
         command.arg("--vsock").arg(format!("out:{}:{MAIN_SOCKET}", machinen_abi::MAIN_PORT));
-        command.args(["--stats-file", "stats", "--log-limit", bootlog::KEPT_MIB]);
+        command.args(["--ctl", CTL_SOCKET, "--stats-file", "stats", "--log-limit", bootlog::KEPT_MIB]);
         if self.options.trace {
             command.args(["--trace", TRACE]);
         }
@@ -251,6 +266,16 @@ impl Prepared<'_> {
             }
         }
         Ok(())
+    }
+}
+
+/// What identifies the content of a disk: its name in the cache, which is made from that; of others when they were changed.
+fn image_key(disk: &Path) -> String {
+    let is_cached = imagecache::directory().is_some_and(|cache| disk.starts_with(cache));
+    match (is_cached, disk.file_stem(), fs::metadata(disk)) {
+        (true, Some(stem), _) => stem.to_string_lossy().into_owned(),
+        (_, _, Ok(of)) => format!("{}-{}-{}.{}", of.ino(), of.len(), of.mtime(), of.mtime_nsec()),
+        _ => String::new(),
     }
 }
 

@@ -1,0 +1,160 @@
+//! snapshot, restore and fork, as people type them: processes of one machine go on in another.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+
+use machinen_tests::cli::Cli;
+use machinen_tests::pty::Pty;
+use machinen_tests::session::Session;
+
+/// Counts, one number a line, and ends when it is told a code.
+const COUNTER: &str = r#"
+import sys, select
+n = 0
+while True:
+    n += 1
+    print(n, flush=True)
+    if select.select([0], [], [], 0.02)[0]:
+        line = sys.stdin.readline()
+        if not line: sys.exit(99)
+        print("got " + line.strip(), flush=True)
+        if line.startswith("end"): sys.exit(int(line.split()[1]))
+"#;
+
+/// A connection of a process with itself; says when it ends.
+const STREAM: &str = r#"
+import os, socket, sys, time
+listener = socket.create_server(("127.0.0.1", 4000))
+one = socket.create_connection(("127.0.0.1", 4000))
+other, _ = listener.accept()
+print("connected", flush=True)
+n = 0
+while True:
+    n += 1
+    try:
+        one.sendall(b"%d\n" % n)
+        if not other.recv(100): break
+    except OSError as error:
+        print("broken", flush=True)
+        break
+    if os.path.exists("/tmp/say"):
+        os.remove("/tmp/say")
+        print("goes on", flush=True)
+    time.sleep(0.02)
+print("the stream has ended", flush=True)
+while not os.path.exists("/tmp/end"): time.sleep(0.05)
+sys.exit(5)
+"#;
+
+/// The last whole number of a counter that was cut off.
+fn last(printed: &str) -> u64 {
+    let lines = printed.rsplit_once('\n').map_or("", |(lines, _)| lines);
+    lines.lines().rev().find_map(|line| line.parse().ok()).expect("a number")
+}
+
+fn no_machine_is_left(cli: &Cli) {
+    assert_eq!(cli.tool("gc", &[]).finish().code(), 0);
+    assert_eq!(cli.directories(), [] as [std::path::PathBuf; 0]);
+}
+
+#[test]
+fn a_counter_goes_on_in_other_machines() {
+    let cli = Cli::of_debian();
+    let bundle = cli.path("bundle");
+    let dir = bundle.to_str().unwrap();
+    let mut counter = Session::on_pipes(cli.run_command(&["--name", "c"], &["python3", "-c", COUNTER]));
+    counter.expect("\n5\n");
+
+    // What fails leaves it as it was.
+    let failed = cli.tool("snapshot", &["--dump-cmd", "sh -c 'exit 3'", "c", dir]).finish();
+    assert_eq!(failed.code(), 1, "{}", failed.printed());
+    assert!(
+        failed.printed().contains("SNAPSHOT_FAILED") && failed.printed().contains("exit code 3"),
+        "{}",
+        failed.printed()
+    );
+    let partial = cli.tool("restore", &[dir]).finish();
+    assert_eq!(partial.code(), 125, "{}", partial.printed());
+    assert!(partial.printed().contains("BUNDLE_PARTIAL"), "{}", partial.printed());
+    let again = cli.tool("snapshot", &["c", dir]).finish();
+    assert!(again.code() == 1 && again.printed().contains("it is not empty"), "{}", again.printed());
+    fs::remove_dir_all(&bundle).unwrap();
+    counter.type_in("still here\n");
+    counter.expect("got still here\n");
+
+    let made = cli.tool("snapshot", &["--json", "c", dir]).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    let said: serde_json::Value = serde_json::from_str(&made.printed()).unwrap();
+    assert_eq!((said["meta"]["source"].as_str(), said["meta"]["engine"].as_str()), (Some("c"), Some("criu")));
+    assert!(said["meta"]["workload"]["pid"].as_u64().is_some_and(|pid| pid >= 1000), "{said}");
+    assert_eq!(counter.end().code(), Some(125), "{}", counter.printed());
+    assert!(counter.printed().contains("SNAPSHOT_TAKEN"), "{}", counter.printed());
+    let stopped = last(&counter.printed());
+    no_machine_is_left(&cli);
+
+    for flags in [&[][..], &["--lazy"]] {
+        let mut restored = Session::on_pipes(cli.command("restore", &[flags, &[dir]].concat()));
+        restored.expect(&format!("{}\n", stopped + 1));
+        restored.type_in("end 7\n");
+        assert_eq!(restored.end().code(), Some(7), "{}", restored.printed());
+        let printed = restored.printed();
+        assert_eq!(printed.lines().next().unwrap_or_default(), (stopped + 1).to_string(), "{printed}");
+    }
+    no_machine_is_left(&cli);
+}
+
+#[test]
+fn a_shell_on_a_terminal_goes_on() {
+    let cli = Cli::of_debian();
+    let bundle = cli.path("bundle");
+    let dir = bundle.to_str().unwrap();
+    let pty = Pty::open().unwrap();
+    let mut shell = Session::on_terminal(cli.run_command(&["--name", "s"], &["bash", "--norc"]), &pty);
+    shell.type_in("cd /usr; word=remem''bered; echo re''ady\n");
+    shell.expect("ready");
+    let made = cli.tool("snapshot", &["s", dir]).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+    assert_eq!(shell.end().code(), Some(125));
+    let pty = Pty::open().unwrap();
+    let mut shell = Session::on_terminal(cli.command("restore", &[dir]), &pty);
+    shell.type_in("echo $word in $PWD; sleep 1000\n");
+    shell.expect("remembered in /usr");
+    // Ctrl-C reaches what runs, by the new terminal.
+    shell.type_in("\x03");
+    shell.type_in("exit 6\n");
+    assert_eq!(shell.end().code(), Some(6), "{}", shell.printed());
+}
+
+#[test]
+fn a_fork_leaves_its_source_alone() {
+    let cli = Cli::of_debian();
+    cli.detach("web", &["python3", "-c", STREAM]);
+    let mut logs = Session::on_pipes(cli.command("logs", &["-f", "web"]));
+    logs.expect("connected");
+    let refused = cli.tool("fork", &["-d", "--min-free", "100.1", "web"]).finish();
+    assert_eq!(refused.code(), 125, "{}", refused.printed());
+    assert!(refused.printed().contains("FORK_MEMORY_BACKPRESSURE"), "{}", refused.printed());
+
+    let forked = cli.tool("fork", &["-d", "web"]).finish();
+    assert_eq!(forked.code(), 0, "{}", forked.printed());
+    let name = forked.printed().trim_end().to_owned();
+    assert!(name.strip_prefix("web/").is_some_and(|pid| pid.parse::<u32>().is_ok()), "{name}");
+    let list = cli.tool("ls", &["--json"]).finish().printed();
+    let copy = list.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
+    let copy = copy.into_iter().find(|vm| vm["name"] == *name).expect("it is listed");
+    assert_eq!(copy["forked_from"], "web", "{list}");
+
+    // The copy's stream has ended, the source's goes on.
+    assert_eq!(cli.exec(&name, &["touch", "/tmp/end"]).finish().code(), 0);
+    let mut logs = Session::on_pipes(cli.command("logs", &["-f", &name]));
+    logs.expect("the stream has ended");
+    assert_eq!(cli.exec("web", &["touch", "/tmp/say"]).finish().code(), 0);
+    let mut logs = Session::on_pipes(cli.command("logs", &["-f", "web"]));
+    logs.expect("goes on");
+    assert!(!cli.tool("logs", &["web"]).finish().printed().contains("has ended"));
+    assert_eq!(cli.tool("stop", &["-t", "0", "web"]).finish().code(), 0);
+    no_machine_is_left(&cli);
+    // Nothing of the bundle is left.
+    assert_eq!(fs::read_dir(cli.path("cache/bundles")).unwrap().count(), 0);
+}

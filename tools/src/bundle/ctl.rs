@@ -1,0 +1,57 @@
+//! The client of a monitor's control socket.
+
+use std::io::{self, IoSlice, Read};
+use std::mem::MaybeUninit;
+use std::os::fd::{AsFd, BorrowedFd};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
+
+use crate::error::{Error, Result};
+use crate::registry::ShortPath;
+use crate::vm::start::CTL_SOCKET;
+
+/// A monitor answers between two looks at its guest.
+const PATIENCE: Duration = Duration::from_secs(10);
+/// No answer is longer.
+const MOST_BYTES: u64 = 4096;
+
+/// Asks the monitor of the machine in `dir` for something, with a descriptor where it needs one.
+///
+/// # Errors
+/// `CTL_UNAVAILABLE` when nothing answers; `CTL_REFUSED`, as the monitor says it.
+pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
+    let answer = exchange(dir, request, descriptor).map_err(|cause| {
+        Error::host("CTL_UNAVAILABLE", format!("ask the monitor in {} for: {request}", dir.display()), cause)
+            .hint("machinen ls shows which machines live; one that was started by an older machinen cannot be asked")
+    })?;
+    match answer.trim_end() {
+        "ok" => Ok(()),
+        answer => {
+            let why = answer.strip_prefix("error ").unwrap_or("no answer");
+            Err(Error::new("CTL_REFUSED", format!("ask the monitor for: {request}: {why}")))
+        }
+    }
+}
+
+fn exchange(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<String> {
+    let mut stream = ShortPath::new(dir, CTL_SOCKET).and_then(UnixStream::connect)?;
+    stream.set_read_timeout(Some(PATIENCE))?;
+    let line = format!("{request}\n");
+    let descriptors = descriptor.map(|descriptor| [descriptor]);
+    let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
+    let mut rights = SendAncillaryBuffer::new(&mut space);
+    if let Some(descriptors) = &descriptors {
+        rights.push(SendAncillaryMessage::ScmRights(descriptors));
+    }
+    // A line fits into the buffer of a socket that nobody has written to.
+    let sent = sendmsg(stream.as_fd(), &[IoSlice::new(line.as_bytes())], &mut rights, SendFlags::NOSIGNAL)?;
+    if sent != line.len() {
+        return Err(io::ErrorKind::WriteZero.into());
+    }
+    let mut answer = String::new();
+    (&mut stream).take(MOST_BYTES).read_to_string(&mut answer)?;
+    Ok(answer)
+}

@@ -1,0 +1,233 @@
+//! `meta.json`: what a bundle came from, and what it needs.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use super::Engine;
+use crate::error::{Error, Result};
+use crate::outfile::Outfile;
+use crate::registry::Entry;
+
+/// Name of the file.
+const NAME: &str = "meta.json";
+/// Another layout has another number.
+const VERSION: u64 = 1;
+/// Most bytes of the file.
+const MOST_BYTES: u64 = 1 << 20;
+
+/// What is known of a bundle.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Meta {
+    /// How it was frozen.
+    pub engine: Engine,
+    /// Name or id of the machine that it was.
+    pub source: String,
+    /// Those that the machine was a copy of, the nearest first.
+    pub lineage: Vec<String>,
+    /// The image, as it was given.
+    pub image: String,
+    /// What identifies its content.
+    pub image_key: String,
+    /// Path of the kernel.
+    pub kernel: String,
+    /// MiB of RAM that the guest could have.
+    pub memory_mib: u64,
+    /// The main command has a terminal.
+    pub terminal: bool,
+    /// Directories as `HOST:GUEST`, of which the guest had a copy.
+    pub mounts: Vec<String>,
+    /// Directories as `HOST:GUEST[:ro]`, shared with the host.
+    pub shares: Vec<String>,
+    /// Forwarded ports; they are not inherited.
+    pub ports: Vec<String>,
+    /// Features of the processor that the processes have seen.
+    pub cpu_features: Vec<String>,
+    /// What the agent says of the main command.
+    pub workload: Value,
+    /// Milliseconds since 1970.
+    pub created_unix_ms: u64,
+    /// Milliseconds of each step.
+    pub phases: Vec<(String, u64)>,
+}
+
+impl Meta {
+    /// Of a machine that is to be frozen now.
+    pub(crate) fn of(entry: &Entry, source: &str, workload: Value) -> Meta {
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let text = |key: &str| entry.other.get(key).and_then(Value::as_str).unwrap_or_default().to_owned();
+        // What the guest's kernel made up is not the processor's.
+        let here = host_features();
+        let features = workload["cpuFeatures"].as_str().unwrap_or_default().split_whitespace().map(str::to_owned);
+        Meta {
+            engine: Engine::Criu,
+            source: source.to_owned(),
+            lineage: strings(entry.other.get(LINEAGE).unwrap_or(&Value::Null)),
+            image: entry.image.clone(),
+            image_key: text(IMAGE_KEY),
+            kernel: entry.kernel.clone(),
+            memory_mib: entry.memory_mib,
+            terminal: entry.other.get("terminal").and_then(Value::as_bool).unwrap_or(false),
+            mounts: entry.mounts.clone(),
+            shares: entry.shares.clone(),
+            ports: entry.ports.clone(),
+            cpu_features: features.filter(|feature| here.contains(feature)).collect(),
+            workload,
+            created_unix_ms: now.as_millis().try_into().unwrap_or(u64::MAX),
+            phases: Vec::new(),
+        }
+    }
+
+    /// Reads that of the bundle in `dir`.
+    ///
+    /// # Errors
+    /// `BUNDLE_MISSING` when there is nothing, `BUNDLE_PARTIAL` when it is not whole, `BUNDLE_INVALID` when it makes no sense,
+    /// `BUNDLE_VERSION` when it is of a later version.
+    pub fn read(dir: &Path) -> Result<Meta> {
+        let name = dir.display();
+        let path = dir.join(NAME);
+        let failed = |cause: std::io::Error| match (cause.kind(), dir.is_dir()) {
+            (std::io::ErrorKind::NotFound, true) => {
+                Error::new("BUNDLE_PARTIAL", format!("bundle {name}: it is not whole: there is no {NAME} in it"))
+                    .hint("its snapshot failed or was interrupted: take another one")
+            }
+            _ => Error::host("BUNDLE_MISSING", format!("open bundle {name}"), cause)
+                .hint("DIR is a directory that machinen snapshot made"),
+        };
+        let length = fs::metadata(&path).map_err(failed)?.len();
+        let invalid = |why: &str| Error::new("BUNDLE_INVALID", format!("bundle {name}: {NAME}: {why}"));
+        if length > MOST_BYTES {
+            return Err(invalid("too large to be one"));
+        }
+        let value: Value = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|_| invalid("no JSON"))?;
+        match value["version"].as_u64() {
+            Some(VERSION) => {}
+            Some(newer) if newer > VERSION => {
+                let message = format!("bundle {name}: it is of version {newer}, this program knows {VERSION}");
+                return Err(Error::new("BUNDLE_VERSION", message).hint("use the machinen that made it, or a later one"));
+            }
+            _ => return Err(invalid("no version")),
+        }
+        let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
+        let engine = Engine::parse(value["engine"].as_str().ok_or_else(|| invalid("no engine"))?)?;
+        if !value["workload"].is_object() || !dir.join("img").is_dir() {
+            return Err(invalid("nothing is in it"));
+        }
+        Ok(Meta {
+            engine,
+            source: text("source"),
+            lineage: strings(&value["lineage"]),
+            image: text("image"),
+            image_key: text("imageKey"),
+            kernel: text("kernel"),
+            memory_mib: value["memoryMib"].as_u64().unwrap_or_default(),
+            terminal: value["terminal"].as_bool().unwrap_or(false),
+            mounts: strings(&value["mounts"]),
+            shares: strings(&value["shares"]),
+            ports: strings(&value["ports"]),
+            cpu_features: strings(&value["cpuFeatures"]),
+            workload: value["workload"].clone(),
+            created_unix_ms: value["createdUnixMs"].as_u64().unwrap_or_default(),
+            phases: Vec::new(),
+        })
+    }
+
+    /// Writes it to the bundle in `dir`, which is whole then.
+    ///
+    /// # Errors
+    /// `SNAPSHOT_DIRECTORY`.
+    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        let path: PathBuf = dir.join(NAME);
+        let write = || {
+            let file = Outfile::create_new(&path)?;
+            file.file().write_all(format!("{:#}\n", self.to_json()).as_bytes())?;
+            file.commit()
+        };
+        write().map_err(|cause| Error::host("SNAPSHOT_DIRECTORY", format!("write {}", path.display()), cause))
+    }
+
+    /// As JSON.
+    pub fn to_json(&self) -> Value {
+        let phases: Vec<Value> = self.phases.iter().map(|(name, ms)| json!({"name": name, "ms": ms})).collect();
+        json!({
+            "version": VERSION,
+            "machinen": env!("CARGO_PKG_VERSION"),
+            "engine": self.engine.name(),
+            "source": self.source,
+            "lineage": self.lineage,
+            "image": self.image,
+            "imageKey": self.image_key,
+            "kernel": self.kernel,
+            "memoryMib": self.memory_mib,
+            "terminal": self.terminal,
+            "mounts": self.mounts,
+            "shares": self.shares,
+            "ports": self.ports,
+            "cpuFeatures": self.cpu_features,
+            "workload": self.workload,
+            "createdUnixMs": self.created_unix_ms,
+            "phases": phases,
+        })
+    }
+}
+
+/// In an entry: what identifies the content of the image.
+pub(crate) const IMAGE_KEY: &str = "image_key";
+/// In an entry: the machines that it is a copy of.
+pub(crate) const LINEAGE: &str = "lineage";
+
+/// The features of this host's processor, as the kernel calls them.
+pub(crate) fn host_features() -> HashSet<String> {
+    let text = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let line = text.lines().find(|line| line.starts_with("flags") || line.starts_with("Features"));
+    line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+}
+
+fn strings(value: &Value) -> Vec<String> {
+    let items = value.as_array().into_iter().flatten();
+    items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_written_is_read() {
+        let dir = std::env::temp_dir().join(format!("machinen-meta-{}", std::process::id()));
+        fs::create_dir_all(dir.join("img")).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_PARTIAL");
+        let meta = Meta {
+            source: "web/1".into(),
+            lineage: vec!["web".into()],
+            image: "i.tar".into(),
+            image_key: "k".into(),
+            memory_mib: 7,
+            terminal: true,
+            shares: vec!["/a:/b:ro".into()],
+            cpu_features: vec!["sse".into()],
+            workload: json!({"pid": 1000}),
+            created_unix_ms: 5,
+            ..Meta::default()
+        };
+        meta.write(&dir).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap(), meta);
+        for (text, code) in [
+            ("", "BUNDLE_INVALID"),
+            ("{}", "BUNDLE_INVALID"),
+            (r#"{"version": 2}"#, "BUNDLE_VERSION"),
+            (r#"{"version": 1}"#, "BUNDLE_INVALID"),
+            (r#"{"version": 1, "engine": "other"}"#, "SNAPSHOT_ENGINE"),
+            (r#"{"version": 1, "engine": "criu"}"#, "BUNDLE_INVALID"),
+        ] {
+            fs::write(dir.join(NAME), text).unwrap();
+            assert_eq!(Meta::read(&dir).unwrap_err().code(), code, "{text}");
+        }
+        fs::remove_dir_all(&dir).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_MISSING");
+    }
+}

@@ -1,0 +1,82 @@
+//! Bundles: a machine's processes as a directory, from which they go on in other machines.
+//!
+//! | in the directory | |
+//! |---|---|
+//! | `meta.json` | [`Meta`]: what it came from, and what it needs; written last, so a bundle without it is not whole |
+//! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
+//! | `dump.log` | the engine's log |
+//!
+//! - [`snapshot`]: from a machine to a bundle.
+//! - [`restore`]: what a new machine needs for one, compared with what there is.
+//! - [`fork`]: one after the other.
+
+mod ctl;
+mod fork;
+mod meta;
+mod restore;
+mod scratch;
+mod snapshot;
+
+pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
+pub(crate) use self::meta::IMAGE_KEY;
+pub use self::meta::Meta;
+pub use self::restore::RestoreOptions;
+pub use self::snapshot::SnapshotOptions;
+
+use crate::error::{Error, Result};
+
+/// How processes are frozen.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Engine {
+    /// By CRIU in the guest: they can go on under another kernel and image.
+    #[default]
+    Criu,
+}
+
+impl Engine {
+    /// By its name.
+    ///
+    /// # Errors
+    /// `SNAPSHOT_ENGINE`.
+    pub fn parse(name: &str) -> Result<Engine> {
+        match name {
+            "criu" => Ok(Engine::Criu),
+            _ => Err(Error::new("SNAPSHOT_ENGINE", format!("engine {name:?}: there is none of that name"))
+                .hint("the engines are: criu")),
+        }
+    }
+
+    /// Its name.
+    pub fn name(self) -> &'static str {
+        match self {
+            Engine::Criu => "criu",
+        }
+    }
+}
+
+/// What is done about TCP connections.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Tcp {
+    /// A dump of processes that have any is refused.
+    #[default]
+    Refuse,
+    /// They are closed where the processes are restored.
+    Close,
+    /// They are dumped with their state.
+    Keep,
+}
+
+impl Tcp {
+    /// From two switches.
+    ///
+    /// # Errors
+    /// Both are on.
+    pub fn of_switches(close: bool, keep: bool) -> std::result::Result<Tcp, String> {
+        match (close, keep) {
+            (false, false) => Ok(Tcp::Refuse),
+            (true, false) => Ok(Tcp::Close),
+            (false, true) => Ok(Tcp::Keep),
+            (true, true) => Err("--tcp-close and --tcp-keep contradict each other".into()),
+        }
+    }
+}

@@ -1,0 +1,95 @@
+//! Directories in the cache for bundles that nobody keeps.
+
+use std::fs::{self, DirBuilder, File};
+use std::os::unix::fs::DirBuilderExt;
+use std::path::{Path, PathBuf};
+
+use crate::error::{Error, Result};
+use crate::imagecache;
+
+/// A directory that goes with this value; of one that was killed, with the next that is made.
+#[derive(Debug)]
+pub(crate) struct Scratch {
+    path: PathBuf,
+    /// Locked: somebody uses it.
+    _lock: File,
+}
+
+impl Scratch {
+    /// Makes one.
+    ///
+    /// # Errors
+    /// `FORK_DIRECTORY`.
+    pub fn new() -> Result<Scratch> {
+        let cache = imagecache::directory().ok_or_else(|| {
+            Error::new(
+                "FORK_DIRECTORY",
+                "find a place for the bundle: MACHINEN_CACHE_DIR, XDG_CACHE_HOME and HOME are not set",
+            )
+            .hint("set MACHINEN_CACHE_DIR, or say where the bundle shall stay: --out DIR")
+        })?;
+        Scratch::below(&cache.join("bundles"))
+    }
+
+    fn below(parent: &Path) -> Result<Scratch> {
+        let failed = |cause| Error::host("FORK_DIRECTORY", format!("make a directory in {}", parent.display()), cause);
+        fs::create_dir_all(parent).map_err(failed)?;
+        sweep(parent);
+        for number in 0.. {
+            let path = parent.join(format!("{}-{number}", std::process::id()));
+            match DirBuilder::new().mode(0o700).create(&path) {
+                Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => continue,
+                made => made.map_err(failed)?,
+            }
+            let lock = File::open(&path).map_err(failed)?;
+            // Swept meanwhile by somebody who found it without its lock: another one.
+            if lock.try_lock().is_ok() && path.is_dir() {
+                return Ok(Scratch { path, _lock: lock });
+            }
+        }
+        Err(failed(std::io::ErrorKind::AlreadyExists.into()))
+    }
+
+    /// The directory.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What cannot be removed is tried again by the next.
+        let _ = fs::remove_dir_all(&self.path);
+    }
+}
+
+/// Removes what nobody uses.
+fn sweep(parent: &Path) {
+    for item in fs::read_dir(parent).into_iter().flatten().flatten() {
+        let path = item.path();
+        if File::open(&path).is_ok_and(|dir| dir.try_lock().is_ok()) {
+            let _ = fs::remove_dir_all(&path);
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_nobody_uses_is_swept() {
+        let parent = std::env::temp_dir().join(format!("machinen-scratch-{}", std::process::id()));
+        let left = parent.join("1-0");
+        fs::create_dir_all(left.join("img")).unwrap();
+        let one = Scratch::below(&parent).unwrap();
+        assert!(!left.exists());
+        let other = Scratch::below(&parent).unwrap();
+        assert!(one.path().is_dir() && other.path().is_dir() && one.path() != other.path());
+        let path = one.path().to_owned();
+        drop(one);
+        assert!(!path.exists());
+        drop(other);
+        fs::remove_dir(&parent).unwrap();
+    }
+}
