@@ -59,6 +59,7 @@ fn help_names_every_flag_with_its_variable() {
         ("--tty", "[MACHINEN_TTY]"),
         ("--log-limit", "[MACHINEN_LOG_LIMIT]"),
         ("--ctl", "[MACHINEN_CTL]"),
+        ("--root-layer", "[MACHINEN_ROOTLAYER]"),
         ("--detach", "[MACHINEN_DETACH]"),
         ("--die-with-parent", "[MACHINEN_DIE_WITH_PARENT]"),
         ("--trace", "[MACHINEN_TRACE]"),

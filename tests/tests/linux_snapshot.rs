@@ -136,6 +136,8 @@ fn a_fork_leaves_its_source_alone() {
     assert_eq!(refused.code(), 125, "{}", refused.printed());
     assert!(refused.printed().contains("FORK_MEMORY_BACKPRESSURE"), "{}", refused.printed());
 
+    // What was written to the disk is in the copy, and what is written then in one of them only.
+    let written = cli.exec("web", &["sh", "-c", "seq 100000 >/srv/numbers; sha256sum </srv/numbers"]).finish().printed();
     let forked = cli.tool("fork", &["-d", "web"]).finish();
     assert_eq!(forked.code(), 0, "{}", forked.printed());
     let name = forked.printed().trim_end().to_owned();
@@ -144,6 +146,9 @@ fn a_fork_leaves_its_source_alone() {
     let copy = list.lines().map(|line| serde_json::from_str::<serde_json::Value>(line).unwrap());
     let copy = copy.into_iter().find(|vm| vm["name"] == *name).expect("it is listed");
     assert_eq!(copy["forked_from"], "web", "{list}");
+
+    assert_eq!(cli.exec("web", &["rm", "/srv/numbers"]).finish().code(), 0);
+    assert_eq!(cli.exec(&name, &["sh", "-c", "sha256sum </srv/numbers"]).finish().printed(), written);
 
     // The copy's stream has ended, the source's goes on.
     assert_eq!(cli.exec(&name, &["touch", "/tmp/end"]).finish().code(), 0);

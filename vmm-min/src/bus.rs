@@ -160,7 +160,7 @@ impl Bus {
 
 /// Does what was asked for on the control socket.
 fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
-    let (Request::Share { tag, .. } | Request::Unshare { tag }) = &request;
+    let (Request::Share { tag, .. } | Request::Unshare { tag }) = &request else { return save_layer(devices, request) };
     let share = devices.iter_mut().find_map(|device| match device.backend_mut() {
         Device::Fs(fs) if fs.tag() == tag => Some(fs),
         _ => None,
@@ -168,12 +168,25 @@ fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<()
     let share = share.ok_or_else(|| Refusal::new("CTL_NO_SHARE", format!("the machine has no share {tag}")))?;
     let done = match request {
         Request::Share { root, read_only, .. } => share.attach(root, read_only),
-        Request::Unshare { .. } => share.detach(),
+        Request::Unshare { .. } | Request::Layer { .. } => share.detach(),
     };
     done.map_err(|refused| match refused {
         Refused::Busy => Refusal::new("CTL_SHARE_BUSY", "the guest has it mounted"),
         Refused::Host(errno) => Refusal::new("CTL_SHARE_UNREADABLE", std::io::Error::from(errno).to_string()),
     })
+}
+
+/// Writes what the guest has written to its root disk, the first of all devices, to a file.
+fn save_layer(devices: &[Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
+    let none = || Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is");
+    let (Some(Device::Blk(root)), Request::Layer { file }) = (devices.first().map(Mmio::backend), request) else {
+        return Err(none());
+    };
+    match root.disk().save(&file.into()) {
+        Ok(true) => Ok(()),
+        Ok(false) => Err(none()),
+        Err(cause) => Err(Refusal::new("CTL_LAYER", format!("write of the layer: {cause}"))),
+    }
 }
 
 impl Registers for Bus {

@@ -49,6 +49,10 @@ struct Args {
     /// the file stays as it is and what the guest writes is gone at its end [MACHINEN_ROOTDISK]
     #[argh(option, arg_name = "file")]
     root_disk: Option<String>,
+    /// what another machine's guest wrote to the same root disk, from its control socket; lies over it, and stays as it is
+    /// [MACHINEN_ROOTLAYER]
+    #[argh(option, arg_name = "file")]
+    root_layer: Option<String>,
     /// another disk, in the same forms; may be repeated [MACHINEN_DISK: separated by commas]
     #[argh(option, arg_name = "file")]
     disk: Vec<String>,
@@ -122,6 +126,8 @@ pub struct Config {
     pub memory_mib: u64,
     /// The first disk.
     pub root_disk: Option<DiskConfig>,
+    /// Path of a layer over it.
+    pub root_layer: Option<String>,
     /// The others, in order.
     pub disks: Vec<DiskConfig>,
     /// Path of the file for [`crate::stats::Stats`].
@@ -230,6 +236,10 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         let message = format!("a machine of {} has no device tree", arch::NAME);
         return Err(Error::usage("NOT_SUPPORTED", message, "leave out --dtb, unset MACHINEN_DTB"));
     }
+    let root_layer = of(args.root_layer, "MACHINEN_ROOTLAYER")?;
+    if root_layer.is_some() && root_disk.is_none() {
+        return Err(Error::usage("DISK_INVALID", "a layer without a root disk", "--root-disk FILE"));
+    }
     let net_socket = of(args.net_socket, "MACHINEN_NET_SOCKET")?;
     let net_mac = of(args.net_mac, "MACHINEN_NET_MAC")?;
     let net_mtu = of(args.net_mtu, "MACHINEN_NET_MTU")?;
@@ -252,6 +262,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
             ("CMDLINE", cmdline),
             ("MEMORY", memory),
             ("ROOTDISK", root_disk.as_ref().map(DiskConfig::to_text)),
+            ("ROOTLAYER", root_layer.clone()),
             ("DISK", joined(disks.iter().map(DiskConfig::to_text))),
             ("VSOCK", joined(vsock.iter().map(Bridge::to_text))),
             ("STATS_FILE", stats_file),
@@ -289,6 +300,7 @@ pub fn parse(arguments: &[String], env: Env<'_>) -> Result<Request> {
         cmdline,
         memory_mib,
         root_disk,
+        root_layer,
         disks,
         vsock,
         stats_file,

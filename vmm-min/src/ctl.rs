@@ -7,6 +7,7 @@
 //! |---|---|---|
 //! | `share TAG [ro]` | a directory | that is what the guest finds when it mounts TAG from now on |
 //! | `unshare TAG` | | TAG has no directory any more |
+//! | `layer` | an empty file, writable | gets what the guest has written to the root disk, for `--root-layer` |
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -37,6 +38,11 @@ pub enum Request {
     Unshare {
         /// Name of the share.
         tag: String,
+    },
+    /// What was written to the root disk.
+    Layer {
+        /// Gets it.
+        file: OwnedFd,
     },
 }
 
@@ -138,8 +144,14 @@ fn parse(line: &[u8], descriptor: Option<OwnedFd>) -> std::result::Result<Reques
     let (tag, read_only) = match words.as_slice() {
         ["share", tag] => (tag, false),
         ["share", tag, "ro"] => (tag, true),
+        ["layer"] => {
+            return match descriptor {
+                Some(file) => Ok(Request::Layer { file }),
+                None => bad("layer needs the descriptor of a file (SCM_RIGHTS)"),
+            };
+        }
         ["unshare", tag] => return Ok(Request::Unshare { tag: (*tag).to_owned() }),
-        _ => return bad("known are: share TAG [ro], unshare TAG"),
+        _ => return bad("known are: share TAG [ro], unshare TAG, layer"),
     };
     match descriptor {
         Some(root) => Ok(Request::Share { tag: (*tag).to_owned(), root, read_only }),
@@ -180,6 +192,9 @@ mod tests {
                         format!("share {tag} {read_only} directory {kind}")
                     }
                     Request::Unshare { tag } => format!("unshare {tag}"),
+                    Request::Layer { file } => {
+                        format!("layer {}", File::from(file).metadata().expect("metadata").is_file())
+                    }
                 });
                 if done[0].contains("busy") { Err(Refusal::new("BUSY", "it is mounted")) } else { Ok(()) }
             });
@@ -212,7 +227,16 @@ mod tests {
     fn nonsense_is_refused_and_others_are_served() {
         let (mut ctl, path) = open("bad");
         let long = [b'x'; 300];
-        for bad in [b"\n".as_slice(), b"share\n", b"share a\n", b"share a rw\n", b"\xff\n", b"unshare a b\n", &long] {
+        for bad in [
+            b"\n".as_slice(),
+            b"share\n",
+            b"share a\n",
+            b"share a rw\n",
+            b"\xff\n",
+            b"unshare a b\n",
+            b"layer\n",
+            &long,
+        ] {
             let (answer, done) = ask(&mut ctl, &path, &[bad], None);
             assert!(answer.starts_with("error CTL_REQUEST ") && done.is_empty(), "{bad:?}: {answer:?}");
         }

@@ -146,7 +146,12 @@ fn set_lines(vm: &VmFd, platform: &mut Platform, bus: &Bus) -> Result<()> {
 /// The virtio devices, in the order of their slots; disks first, so that the root disk is the first of all.
 fn devices(config: &Config) -> Result<Vec<Device>> {
     let mut devices = Vec::with_capacity(arch::MOST_DEVICES);
-    for disk in config.root_disk.iter().chain(&config.disks) {
+    if let Some(root) = &config.root_disk {
+        let mut disk = Disk::open(&root.path, root.access)?;
+        config.root_layer.iter().try_for_each(|layer| disk.lay(layer))?;
+        devices.push(Device::Blk(Blk::new(disk)));
+    }
+    for disk in &config.disks {
         devices.push(Device::Blk(Blk::new(Disk::open(&disk.path, disk.access)?)));
     }
     devices.push(Device::Balloon(Balloon::new(Stats::open(config.stats_file.as_deref())?)));

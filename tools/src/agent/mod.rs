@@ -25,6 +25,7 @@ use machinen_abi::frame::Kind;
 use machinen_abi::open::Operation;
 
 use self::request::Request;
+use self::transfer::Transfer;
 use self::wire::{Frame, Wire};
 use crate::error::{Error, Result};
 use crate::registry::ShortPath;
@@ -64,6 +65,15 @@ pub fn ask(dir: &Path, request: &Request, limit: Option<Instant>) -> Result<(Wir
         }
         std::thread::sleep(PAUSE);
     }
+}
+
+/// Has the guest write out what its file systems hold.
+///
+/// # Errors
+/// As [`ask`], and as the agent refuses it.
+pub fn sync(dir: &Path) -> Result<()> {
+    let (wire, first) = ask(dir, &Request::new(Operation::Sync), None)?;
+    Transfer::new(wire, first).finish()
 }
 
 /// Has the guest end its main command and then itself, and waits for its answer until `limit`, whatever else it says.

@@ -158,7 +158,12 @@ impl Relay {
     ///
     /// # Errors
     /// `EXEC_PROTOCOL`; `RUN_OUTPUT` when output cannot be written, `RUN_INPUT` when input cannot be read.
-    pub fn run(mut self) -> Result<Done> {
+    pub fn run(self) -> Result<Done> {
+        self.run_holding().map(|(done, _)| done)
+    }
+
+    /// The same; the stream stays open as long as what is also returned.
+    pub(crate) fn run_holding(mut self) -> Result<(Done, Wire)> {
         let over = self.go()?;
         if matches!(over, Over::Exit(_) | Over::Refused(_) | Over::Lost) {
             self.drain()?;
@@ -167,7 +172,7 @@ impl Relay {
             Out::Keep(kept) => kept,
             _ => Vec::new(),
         });
-        Ok(Done { over, marks: self.marks, output, error })
+        Ok((Done { over, marks: self.marks, output, error }, self.wire))
     }
 
     fn go(&mut self) -> Result<Over> {

@@ -13,8 +13,8 @@ use crate::error::{Error, Result};
 use crate::registry::ShortPath;
 use crate::vm::start::CTL_SOCKET;
 
-/// A monitor answers between two looks at its guest.
-const PATIENCE: Duration = Duration::from_secs(10);
+/// A monitor answers between two looks at its guest, but it may have gigabytes to copy.
+const PATIENCE: Duration = Duration::from_mins(10);
 /// No answer is longer.
 const MOST_BYTES: u64 = 4096;
 

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `meta.json` | [`Meta`]: what it came from, and what it needs; written last, so a bundle without it is not whole |
 //! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
+//! | `root.layer` | what the guest has written to its root disk, as the monitor's `--root-layer` takes it |
 //! | `dump.log` | the engine's log |
 //!
 //! - [`snapshot`]: from a machine to a bundle.
@@ -24,6 +25,9 @@ pub use self::restore::RestoreOptions;
 pub use self::snapshot::SnapshotOptions;
 
 use crate::error::{Error, Result};
+
+/// What was written to the root disk, in a bundle.
+const LAYER: &str = "root.layer";
 
 /// How processes are frozen.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]

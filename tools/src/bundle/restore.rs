@@ -1,11 +1,12 @@
 //! What a new machine needs for a bundle, compared with what there is.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use machinen_abi::open::{Operation, Tag};
 
-use super::Tcp;
 use super::meta::{Meta, host_features};
+use super::{LAYER, Tcp};
 use crate::agent::request::{Command, Request};
 use crate::error::{Error, Result};
 use crate::vm::{BootOptions, ShareOption};
@@ -119,10 +120,24 @@ impl RestoreOptions {
         let (before, mut all) = (&self.meta.image_key, self.warnings.clone());
         if !before.is_empty() && before != key {
             all.push(format!(
-                "the image is another ({key}) than the bundle's ({before}); a file that is open and differs is refused by name"
+                "the image is another ({key}) than the bundle's ({before}): what was written to the disk is left out, and a file \
+                that is open and differs is refused by name"
             ));
         }
         all
+    }
+
+    /// What was written to the root disk, if that is of this image.
+    ///
+    /// # Errors
+    /// `BUNDLE_INVALID`.
+    pub(crate) fn layer(&self, key: &str) -> Result<Option<File>> {
+        let path = self.bundle.join(LAYER);
+        match File::open(&path) {
+            Ok(file) => Ok(Some(file).filter(|_| self.meta.image_key == key)),
+            Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
+        }
     }
 
     /// The directory of the bundle.

@@ -1,10 +1,10 @@
 //! From a machine to a bundle.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, OpenOptions};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -12,9 +12,11 @@ use machinen_abi::open::{Operation, Tag};
 use serde_json::Value;
 
 use super::meta::Meta;
-use super::{Engine, Tcp, ctl};
+use super::{Engine, LAYER, Tcp, ctl};
+use crate::agent;
 use crate::agent::relay::{Out, Over};
 use crate::agent::request::Request;
+use crate::agent::wire::Wire;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::vm::{BUNDLE_TAG, Vm};
@@ -49,21 +51,36 @@ impl Vm {
         // Until the end of this nobody else puts a directory there: the monitor refuses a second.
         ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(directory.as_fd()))?;
         let dumped = self.dump(options, &mut steps);
+        let saved = dumped.as_ref().map_or(Ok(()), |_| self.save_disk(dir));
         // A machine that has ended has let go of it; what a dump did is told first.
         let unshared = ctl::ask(self.dir(), &format!("unshare {BUNDLE_TAG}"), None);
-        let workload = dumped.map_err(|error| with_log(error, dir))?;
+        let (workload, stream) = dumped.map_err(|error| with_log(error, dir))?;
+        saved?;
+        // Without its processes the machine ends with this.
+        drop(stream);
         if options.leave_running {
             unshared?;
         }
-        steps.end("close");
+        steps.end("disk");
         let mut meta = Meta::of(&entry, self.label(), workload);
         meta.phases = steps.done;
         meta.write(dir)?;
         Ok(meta)
     }
 
-    /// Has the agent dump; gives what it says of the main command.
-    fn dump(&self, options: &SnapshotOptions, steps: &mut Steps) -> Result<Value> {
+    /// Puts what the guest has written to its root disk beside the images.
+    fn save_disk(&self, dir: &Path) -> Result<()> {
+        agent::sync(self.dir())?;
+        let path = dir.join(LAYER);
+        let failed = |cause| Error::host("SNAPSHOT_DIRECTORY", format!("make {}", path.display()), cause);
+        let file =
+            OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
+        ctl::ask(self.dir(), "layer", Some(file.as_fd()))
+    }
+
+    /// Has the agent dump; gives what it says of the main command, and the stream, with whose end a machine without processes
+    /// ends.
+    fn dump(&self, options: &SnapshotOptions, steps: &mut Steps) -> Result<(Value, Wire)> {
         let mut request = Request::new(Operation::Dump);
         for word in &options.command {
             request = request.with(Tag::Argument, word.as_bytes());
@@ -81,11 +98,13 @@ impl Vm {
             request = request.with(Tag::Timeout, seconds.to_le_bytes());
         }
         steps.end("open");
-        let done = self.relay_request(&request, Out::Keep(Vec::new()), Out::Keep(Vec::new()))?.run()?;
+        let relay = self.relay_request(&request, Out::Keep(Vec::new()), Out::Keep(Vec::new()))?;
+        let (done, stream) = relay.run_holding()?;
         steps.guest(&done.marks);
         let said = String::from_utf8_lossy(&done.error);
         match done.over {
             Over::Exit(exit) if exit.status() == 0 => serde_json::from_slice(&done.output)
+                .map(|workload| (workload, stream))
                 .map_err(|_| failed(self.label(), "the agent did not say what it dumped".into())),
             Over::Exit(exit) => Err(failed(self.label(), format!("exit code {}: {}", exit.status(), said.trim()))),
             Over::Refused(refusal) => Err(failed(self.label(), refusal.message)),

@@ -44,11 +44,12 @@ const TRACE: &str = "trace";
 const TAIL_BYTES: u64 = 2048;
 
 /// What the monitor takes from its environment and this tool decides.
-const DECIDED: [&str; 18] = [
+const DECIDED: [&str; 19] = [
     "KERNEL",
     "INITRD",
     "MEMORY",
     "ROOTDISK",
+    "ROOTLAYER",
     "DISK",
     "VSOCK",
     "SHARE",
@@ -107,6 +108,8 @@ pub(crate) struct Prepared<'a> {
     disk: PathBuf,
     mounts: Vec<Mounted>,
     shares: Vec<Shared>,
+    /// What another machine has written to the disk.
+    layer: Option<File>,
     /// What is to be restored.
     bundle: Option<OwnedFd>,
     initrd: File,
@@ -126,10 +129,12 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
             .hint("put init beside this program, or set MACHINEN_INIT to its path")
     })?;
     let disk = resolve_image(image, options.verbose)?;
+    let restore = options.restore.as_ref();
+    let layer = restore.map_or(Ok(None), |restore| restore.layer(&image_key(&disk)))?;
     marks.push((now_ns(), "image ready".into()));
     let mounts = mounts(options)?;
     let initrd = initramfs(init, &kernel, options, &shares)?;
-    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, bundle, initrd, marks })
+    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, layer, bundle, initrd, marks })
 }
 
 impl Prepared<'_> {
@@ -244,6 +249,9 @@ impl Prepared<'_> {
         command.arg("--memory").arg(self.options.memory().to_string());
         // Told in full: a path that ends in :rw is not one to write to.
         command.arg("--root-disk").arg(format!("{}:cow", self.disk.display()));
+        if let Some(layer) = &self.layer {
+            command.arg("--root-layer").arg(own(layer));
+        }
         for mounted in &self.mounts {
             command.arg("--disk").arg(format!("{}:ro", mounted.lower.display()));
             command.arg("--disk").arg(format!("{}:cow", own(&mounted.upper)));

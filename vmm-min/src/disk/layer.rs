@@ -34,6 +34,16 @@ impl Layer {
         Ok(Layer { file, present: vec![0; usize::try_from(words).map_err(io::Error::other)?] })
     }
 
+    /// What is in `file`, of which only these clusters count.
+    pub fn of(file: File, present: Vec<u64>) -> Layer {
+        Layer { file, present }
+    }
+
+    /// Which of 64 clusters it holds, a bit each.
+    pub fn word(&self, index: usize) -> u64 {
+        self.present.get(index).copied().unwrap_or(0)
+    }
+
     /// Where its clusters are.
     pub fn file(&self) -> &File {
         &self.file

@@ -4,6 +4,7 @@
 //! the process; a fork freezes it and both sides stack a new one on it.
 
 pub mod layer;
+mod saved;
 
 use std::fs::{File, OpenOptions};
 use std::io;
@@ -124,6 +125,36 @@ impl Disk {
         })?;
         self.layers.push(layer);
         Ok(())
+    }
+
+    /// Lays what another machine's guest wrote to the same image over it, below what this one's will write.
+    ///
+    /// Errors: `DISK_LAYER_INVALID` for a file that is no layer of this disk, and where writes go to the image itself or nowhere.
+    pub fn lay(&mut self, path: &str) -> Result<()> {
+        let failed = |cause| Error::Host {
+            code: "DISK_LAYER_INVALID",
+            operation: format!("layer {path} over the root disk"),
+            cause,
+            hint: "it is the root.layer of a snapshot, for the same image, and the image neither :ro nor :rw".into(),
+        };
+        if self.access != Access::CopyOnWrite {
+            return Err(failed(io::ErrorKind::InvalidInput.into()));
+        }
+        let file = OpenOptions::new().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let layer = saved::load(file, self.bytes).map_err(failed)?;
+        self.layers.insert(0, layer);
+        Ok(())
+    }
+
+    /// Writes everything that the guest has written to a file, for [`Disk::lay`]. `false`: it went to the image itself, or
+    /// nowhere.
+    ///
+    /// Errors: of the host.
+    pub fn save(&self, out: &File) -> io::Result<bool> {
+        match self.access {
+            Access::CopyOnWrite => saved::save(&self.layers, self.bytes, out).map(|()| true),
+            Access::ReadOnly | Access::InPlace => Ok(false),
+        }
     }
 
     /// Reads `bytes` bytes at `offset` into `buffers`. The range lies within the disk.

@@ -60,6 +60,11 @@ impl Blk {
     }
 
     /// The disk behind it.
+    pub fn disk(&self) -> &Disk {
+        &self.disk
+    }
+
+    /// The same, to be changed by the host.
     pub fn disk_mut(&mut self) -> &mut Disk {
         &mut self.disk
     }
