@@ -88,6 +88,8 @@ impl Nodes {
     pub fn enter(&mut self, fd: OwnedFd, stat: &Stat, most: usize) -> Result<u64, Errno> {
         if let Some(index) = self.by_identity.get(&identity(stat))
             && let Some(Some((generation, node))) = self.slots.get_mut(*index as usize)
+            // The number of an inode that is gone may be another's by now, of another kind.
+            && (node.fd.is_some() || node.kind == host::kind(stat))
         {
             node.lookups = node.lookups.saturating_add(1);
             node.fd.get_or_insert(fd);

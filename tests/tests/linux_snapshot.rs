@@ -101,6 +101,31 @@ fn a_counter_goes_on_in_other_machines() {
         let printed = restored.printed();
         assert_eq!(printed.lines().next().unwrap_or_default(), (stopped + 1).to_string(), "{printed}");
     }
+
+    // In another directory it may be anybody's.
+    let moved = cli.path("moved");
+    fs::create_dir(&moved).unwrap();
+    for name in ["img", "meta.json"] {
+        fs::rename(bundle.join(name), moved.join(name)).unwrap();
+    }
+    let left: Vec<_> = fs::read_dir(&bundle).unwrap().map(|item| item.unwrap().file_name()).collect();
+    assert_eq!(left, ["dump.log"]);
+    let dir = moved.to_str().unwrap();
+    let refused = cli.tool("restore", &[dir]).finish();
+    assert_eq!(refused.code(), 125, "{}", refused.printed());
+    let image = cli.image().to_str().unwrap().to_owned();
+    assert!(
+        refused.printed().contains("RESTORE_UNTRUSTED") && refused.printed().contains(&image),
+        "{}",
+        refused.printed()
+    );
+    for flags in [["--trust", ""], ["--image", &image]] {
+        let flags: Vec<&str> = flags.into_iter().filter(|flag| !flag.is_empty()).chain([dir]).collect();
+        let mut restored = Session::on_pipes(cli.command("restore", &flags));
+        restored.expect(&format!("{}\n", stopped + 1));
+        restored.type_in("end 8\n");
+        assert_eq!(restored.end().code(), Some(8), "{}", restored.printed());
+    }
     no_machine_is_left(&cli);
 }
 
@@ -137,7 +162,8 @@ fn a_fork_leaves_its_source_alone() {
     assert!(refused.printed().contains("FORK_MEMORY_BACKPRESSURE"), "{}", refused.printed());
 
     // What was written to the disk is in the copy, and what is written then in one of them only.
-    let written = cli.exec("web", &["sh", "-c", "seq 100000 >/srv/numbers; sha256sum </srv/numbers"]).finish().printed();
+    let written =
+        cli.exec("web", &["sh", "-c", "seq 100000 >/srv/numbers; sha256sum </srv/numbers"]).finish().printed();
     let forked = cli.tool("fork", &["-d", "web"]).finish();
     assert_eq!(forked.code(), 0, "{}", forked.printed());
     let name = forked.printed().trim_end().to_owned();

@@ -25,6 +25,8 @@ pub const SHORT: &str = "dv";
         one, as with machinen run. The machine ends with it.",
     note = "Image, memory, and directories of --mount and -v are the bundle's where none are given;\n  \
         ports are not inherited. A file that a process has open and that differs is refused.",
+    note = "A bundle that another user or host made gets nothing that it names of this host, unless --trust:\n  \
+        say with --image, --mount and -v what it shall have.",
     note = "Exit codes: as of machinen run; 125 it cannot be restored.",
     example = "{command_name} web.bundle",
     example = "{command_name} -d --lazy --name web/2 -p 8081:80 web.bundle"
@@ -68,6 +70,9 @@ pub struct Args {
     /// let TCP connections go on that were dumped with --tcp-keep
     #[argh(switch)]
     pub tcp_keep: bool,
+    /// use image and directories that the bundle names, though it was not made by this user here
+    #[argh(switch)]
+    pub trust: bool,
     /// try it where this host lacks what the processes have seen
     #[argh(switch)]
     pub force: bool,
@@ -108,6 +113,7 @@ pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
     let restore = RestoreOptions::new(&bundle).map_err(trouble)?;
     let restore =
         restore.lazy(args.lazy).tcp(Tcp::of_switches(args.tcp_close, args.tcp_keep).map_err(usage)?).force(args.force);
+    let restore = restore.trust(args.trust);
     let stdio = Stdio::look(restore.meta().terminal && !args.detach, !restore.meta().terminal || args.detach);
     let mut options = BootOptions::new(args.image.map(plain).unwrap_or_default());
     options.name = args.name.map(plain);

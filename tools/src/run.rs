@@ -19,7 +19,7 @@ use crate::outfile::Outfile;
 use crate::program::{EXIT_TOOL, Said, Tool};
 use crate::vm::start::{Outcome, prepare};
 use crate::vm::trace::{Mark, chrome, table};
-use crate::vm::{BootOptions, Vm, launch};
+use crate::vm::{BootOptions, ShareOption, Vm, launch};
 
 /// The program.
 pub const TOOL: Tool = Tool { name: "machinen-run", usage: "RUN_USAGE", output: "RUN_OUTPUT" };
@@ -318,21 +318,13 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
     Ok(options)
 }
 
-/// Reads `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`.
-pub(crate) fn place_share(options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
-    let wrong =
-        || format!("--share {text}: not HOST:GUEST or HOST:GUEST:ro with an absolute path of the guest below /");
-    let forms = [(":ro", true), (":rw", false)];
-    let stripped = forms.into_iter().find_map(|(form, read_only)| Some((text.strip_suffix(form)?, read_only)));
-    let (places, read_only) = stripped.unwrap_or((text, false));
-    let (host, guest) = places.rfind(":/").map(|at| (&places[..at], &places[at + 1..])).ok_or_else(wrong)?;
-    let names = guest.trim_start_matches('/');
-    let names = names.strip_suffix('/').unwrap_or(names);
-    let plain = guest.strip_prefix("//").is_none() && names.split('/').all(|name| !["", ".", ".."].contains(&name));
-    if host.is_empty() || !plain {
-        return Err(wrong());
-    }
-    Ok(if read_only { options.share_read_only(host, guest) } else { options.share(host, guest) })
+/// Adds a share that is `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`.
+pub(crate) fn place_share(mut options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
+    let share = ShareOption::parse(text).ok_or_else(|| {
+        format!("--share {text}: not HOST:GUEST or HOST:GUEST:ro with an absolute path of the guest below /")
+    })?;
+    options.shares.push(share);
+    Ok(options)
 }
 
 /// Flags over variables.
@@ -407,7 +399,7 @@ mod tests {
         let read = |text: &str| place_share(BootOptions::new(""), text).map(|options| options.shares);
         for (text, host, guest, read_only) in [
             ("/a:/b", "/a", "/b", false),
-            (".:/b/c/:ro", ".", "/b/c/", true),
+            (".:/b/c/:ro", ".", "/b/c", true),
             ("a:b,c:/d e:rw", "a:b,c", "/d e", false),
             ("/x:ro:/y", "/x:ro", "/y", false),
         ] {

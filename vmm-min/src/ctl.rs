@@ -14,11 +14,14 @@ use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 
 use crate::error::Result;
-use crate::listener::{CTL, Listener};
+use crate::listener::{BACKLOG, CTL, Listener};
 use crate::sys;
 
 /// No request is longer.
 const MOST_BYTES: usize = 256;
+/// Connections taken in one go, more than can wait ([`BACKLOG`]): the guest has its turn, whoever knocks.
+const MOST_ACCEPTS: usize = 256;
+const _: () = assert!(MOST_ACCEPTS > BACKLOG as usize);
 /// Clients at a time. Whoever comes later takes the place of the one who has been silent longest.
 const MOST_CLIENTS: usize = 8;
 
@@ -92,7 +95,8 @@ impl Ctl {
         if !std::mem::take(&mut self.listener.ready) {
             return;
         }
-        while let Ok(stream) = self.listener.accept() {
+        for _ in 0..MOST_ACCEPTS {
+            let Ok(stream) = self.listener.accept() else { break };
             // Without notice of its bytes it would wait for ever.
             if sys::notify_by_signal(stream.as_fd(), true).unwrap_or(false) {
                 if self.clients.len() == MOST_CLIENTS {
@@ -181,7 +185,7 @@ mod tests {
         let mut done = Vec::new();
         for (index, piece) in pieces.iter().enumerate() {
             match descriptor.filter(|_| index == 0) {
-                Some(file) => sys::send_descriptor(client.as_fd(), piece, file.as_fd()).map(drop).expect("sent"),
+                Some(file) => sys::send_descriptors(client.as_fd(), piece, &[file.as_fd()]).map(drop).expect("sent"),
                 None => client.write_all(piece).expect("sent"),
             }
             ctl.woken();
@@ -221,6 +225,24 @@ mod tests {
         assert_eq!((answer.as_str(), done.as_slice()), ("ok\n", &["unshare x".to_owned()][..]));
         let (answer, _) = ask(&mut ctl, &path, &[b"unshare busy\n"], None);
         assert_eq!(answer, "error BUSY it is mounted\n");
+    }
+
+    #[test]
+    fn no_descriptor_stays_open() {
+        let (mut ctl, path) = open("many");
+        for count in 1..=4 {
+            let (mut kept, sent): (Vec<_>, Vec<_>) = (0..count).map(|_| UnixStream::pair().expect("a pair")).unzip();
+            let client = connect(&path).expect("connects");
+            let descriptors: Vec<_> = sent.iter().map(UnixStream::as_fd).collect();
+            sys::send_descriptors(client.as_fd(), b"unshare x\n", &descriptors).map(drop).expect("sent");
+            drop(sent);
+            ctl.woken();
+            ctl.serve(&mut |_| Ok(()));
+            for stream in &mut kept {
+                stream.set_nonblocking(true).expect("does not wait");
+                assert_eq!(stream.read(&mut [0]).expect("nobody has its other end"), 0, "{count}");
+            }
+        }
     }
 
     #[test]

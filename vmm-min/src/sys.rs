@@ -160,18 +160,19 @@ pub fn send(fd: BorrowedFd<'_>, bytes: &[u8]) -> io::Result<usize> {
 /// Of one descriptor in a message.
 const DESCRIPTOR_BYTES: libc::c_uint = 4;
 
-/// Room for the header and one descriptor of SCM_RIGHTS, aligned as a header is.
+/// Room for the header and descriptors of SCM_RIGHTS, aligned as a header is.
 #[repr(C, align(8))]
 struct Rights([u8; 64]);
 
-fn message(bytes: &mut libc::iovec, rights: &mut Rights) -> libc::msghdr {
+/// With room for so many bytes of descriptors, and not for their alignment: that would have room for another one.
+fn message(bytes: &mut libc::iovec, rights: &mut Rights, room: libc::c_uint) -> libc::msghdr {
     // SAFETY: all fields are integers and pointers, for which zeroes are valid.
     let mut message: libc::msghdr = unsafe { std::mem::zeroed() };
     message.msg_iov = bytes;
     message.msg_iovlen = 1;
     message.msg_control = rights.0.as_mut_ptr().cast();
-    // SAFETY: CMSG_SPACE only computes.
-    message.msg_controllen = unsafe { libc::CMSG_SPACE(DESCRIPTOR_BYTES) } as _;
+    // SAFETY: CMSG_LEN only computes.
+    message.msg_controllen = unsafe { libc::CMSG_LEN(room) } as _;
     message
 }
 
@@ -179,7 +180,7 @@ fn message(bytes: &mut libc::iovec, rights: &mut Rights) -> libc::msghdr {
 pub fn receive_descriptor(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(usize, Option<OwnedFd>)> {
     let mut bytes = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut rights = Rights([0; 64]);
-    let mut message = message(&mut bytes, &mut rights);
+    let mut message = message(&mut bytes, &mut rights, DESCRIPTOR_BYTES);
     let flags = libc::MSG_DONTWAIT | libc::MSG_CMSG_CLOEXEC;
     // SAFETY: the message describes live buffers. The kernel makes no more descriptors than there is room for, which is one, and
     // whoever finds its header owns it.
@@ -196,19 +197,22 @@ pub fn receive_descriptor(fd: BorrowedFd<'_>, buffer: &mut [u8]) -> io::Result<(
     }
 }
 
-/// Sends to a Unix socket, with a descriptor.
+/// Sends to a Unix socket, with at most four descriptors.
 #[cfg(test)]
-pub fn send_descriptor(fd: BorrowedFd<'_>, bytes: &[u8], descriptor: BorrowedFd<'_>) -> io::Result<usize> {
+pub fn send_descriptors(fd: BorrowedFd<'_>, bytes: &[u8], descriptors: &[BorrowedFd<'_>]) -> io::Result<usize> {
     let mut bytes = libc::iovec { iov_base: bytes.as_ptr().cast_mut().cast(), iov_len: bytes.len() };
     let mut rights = Rights([0; 64]);
-    let message = message(&mut bytes, &mut rights);
-    // SAFETY: the message describes live buffers, with room for one header and one descriptor.
+    let room = descriptors.iter().map(|_| DESCRIPTOR_BYTES).sum();
+    let message = message(&mut bytes, &mut rights, room);
+    // SAFETY: the message describes live buffers, with room for one header and the descriptors.
     unsafe {
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         (*header).cmsg_level = libc::SOL_SOCKET;
         (*header).cmsg_type = libc::SCM_RIGHTS;
-        (*header).cmsg_len = libc::CMSG_LEN(DESCRIPTOR_BYTES) as _;
-        libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(descriptor.as_raw_fd());
+        (*header).cmsg_len = libc::CMSG_LEN(room) as _;
+        for (index, descriptor) in descriptors.iter().enumerate() {
+            libc::CMSG_DATA(header).cast::<RawFd>().add(index).write_unaligned(descriptor.as_raw_fd());
+        }
         let count = libc::sendmsg(fd.as_raw_fd(), &raw const message, libc::MSG_NOSIGNAL);
         usize::try_from(count).map_err(|_| io::Error::last_os_error())
     }

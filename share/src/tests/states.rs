@@ -62,6 +62,24 @@ fn a_guest_goes_on_in_another_server() {
 }
 
 #[test]
+fn a_stale_node_does_not_become_a_file_of_another_kind() {
+    use crate::state::{SavedNode, State};
+    use std::os::unix::fs::MetadataExt;
+    let place = Place::new();
+    std::os::unix::net::UnixListener::bind(place.at("socket")).expect("made");
+    let found = fs::symlink_metadata(place.at("socket")).expect("there");
+    let root = SavedNode { id: ROOT_ID, lookups: 1, kind: 0o040_000, identity: (0, 0), path: Some(Vec::new()) };
+    // The inode has been a regular file's before.
+    let gone = SavedNode { id: 2, lookups: 1, kind: 0o100_000, identity: (found.dev(), found.ino()), path: None };
+    let mut guest = Guest::new(&place);
+    guest.server.load(State { session: Some(37), generations: (9, 9), nodes: vec![root, gone], ..State::default() });
+    let socket = guest.look_up(ROOT_ID, "socket").expect("there").node;
+    assert_ne!(socket, 2);
+    assert_eq!(guest.open(socket, 0), Err(Errno::NXIO));
+    assert_eq!(guest.open(2, 0), Err(Errno::STALE));
+}
+
+#[test]
 fn a_state_that_makes_no_sense_is_no_danger() {
     use crate::state::{SavedHandle, SavedNode, State};
     let place = Place::new();

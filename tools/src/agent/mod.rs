@@ -114,7 +114,7 @@ pub fn add_mark(marks: &mut Vec<(u64, String)>, payload: &[u8]) -> Result<()> {
 }
 
 /// What a guest says, for a terminal that it shall not steer.
-fn printable(text: &str) -> String {
+pub(crate) fn printable(text: &str) -> String {
     text.chars().map(|c| if c.is_control() { '\u{fffd}' } else { c }).collect()
 }
 

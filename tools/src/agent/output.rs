@@ -8,6 +8,9 @@ use machinen_abi::window::Receipt;
 
 use super::channel::Channel;
 
+/// No answer of the agent's is longer.
+pub const LAST_BYTES: usize = 256 << 10;
+
 /// Where a stream of output goes.
 #[derive(Debug)]
 pub enum Out {
@@ -15,6 +18,8 @@ pub enum Out {
     To(Channel),
     /// It is kept.
     Keep(Vec<u8>),
+    /// Its end is kept, at least [`LAST_BYTES`] of it: whoever talks without end takes no more.
+    Last(Vec<u8>),
     /// Nowhere.
     Nowhere,
 }
@@ -70,6 +75,13 @@ impl Output {
                 Out::Nowhere => rest.len(),
                 Out::Keep(kept) => {
                     kept.extend_from_slice(rest);
+                    rest.len()
+                }
+                Out::Last(kept) => {
+                    kept.extend_from_slice(rest);
+                    if kept.len() > 2 * LAST_BYTES {
+                        kept.drain(..kept.len() - LAST_BYTES);
+                    }
                     rest.len()
                 }
                 Out::To(channel) => match channel.write(rest) {

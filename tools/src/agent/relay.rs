@@ -169,7 +169,7 @@ impl Relay {
             self.drain()?;
         }
         let [output, error] = self.outputs.map(|output| match output.out {
-            Out::Keep(kept) => kept,
+            Out::Keep(kept) | Out::Last(kept) => kept,
             _ => Vec::new(),
         });
         Ok((Done { over, marks: self.marks, output, error }, self.wire))

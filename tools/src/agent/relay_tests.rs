@@ -6,6 +6,7 @@ use std::os::unix::net::UnixStream;
 use machinen_abi::frame::Header;
 use machinen_abi::window::WINDOW_BYTES;
 
+use super::super::output::LAST_BYTES;
 use super::*;
 
 /// The agent's end.
@@ -51,6 +52,27 @@ fn output_and_error_are_kept_apart_and_the_exit_is_last() {
     let names: Vec<&str> = done.marks.iter().map(|(_, name)| name.as_str()).collect();
     assert_eq!(names, ["init", "command started", "first output byte"]);
     assert_eq!(done.marks[0].0, 1);
+}
+
+#[test]
+fn of_endless_output_the_end_is_kept() {
+    let (wire, agent) = pair();
+    let talker = std::thread::spawn(move || {
+        let (mut agent, mut left) = (agent, WINDOW_BYTES);
+        for number in 0..200_u8 {
+            while left < 16 << 10 {
+                left += Credit::parse(&agent.receive().1).unwrap().bytes;
+            }
+            left -= 16 << 10;
+            agent.send(Kind::Output, &[number; 16 << 10]);
+        }
+        agent.send(Kind::Exit, &[0, 0]);
+        agent
+    });
+    let done = Relay::new(wire, None, Out::Last(vec![]), Out::Last(vec![])).run().unwrap();
+    talker.join().unwrap();
+    assert!((LAST_BYTES..=2 * LAST_BYTES).contains(&done.output.len()), "{}", done.output.len());
+    assert_eq!(done.output.last(), Some(&199));
 }
 
 #[test]

@@ -82,7 +82,7 @@ impl Vm {
         lineage.extend(meta.lineage);
         boot.forked_from = Some(self.label().to_owned());
         boot.other.insert(LINEAGE.into(), lineage.into());
-        let boot = RestoreOptions::new(place.path())?.tcp(tcp).boot_options(boot)?;
+        let boot = RestoreOptions::new(place.path())?.trust(true).tcp(tcp).boot_options(boot)?;
         Ok((boot, place))
     }
 }

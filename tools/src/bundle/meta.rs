@@ -1,20 +1,24 @@
 //! `meta.json`: what a bundle came from, and what it needs.
 
 use std::collections::HashSet;
-use std::fs;
-use std::io::Write;
+use std::fs::{self, File, OpenOptions, Permissions};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::{Value, json};
 
 use super::Engine;
+use super::seal::{Key, is_own};
 use crate::error::{Error, Result};
 use crate::outfile::Outfile;
 use crate::registry::Entry;
 
 /// Name of the file.
 const NAME: &str = "meta.json";
+/// In it: the code of [`Key::seal`].
+const SEAL: &str = "seal";
 /// Another layout has another number.
 const VERSION: u64 = 1;
 /// Most bytes of the file.
@@ -53,6 +57,8 @@ pub struct Meta {
     pub created_unix_ms: u64,
     /// Milliseconds of each step.
     pub phases: Vec<(String, u64)>,
+    /// This user made it, here: what it names of the host is theirs to give.
+    pub is_own: bool,
 }
 
 impl Meta {
@@ -67,7 +73,7 @@ impl Meta {
             engine: Engine::Criu,
             source: source.to_owned(),
             lineage: strings(entry.other.get(LINEAGE).unwrap_or(&Value::Null)),
-            image: entry.image.clone(),
+            image: text(IMAGE_PATH),
             image_key: text(IMAGE_KEY),
             kernel: entry.kernel.clone(),
             memory_mib: entry.memory_mib,
@@ -79,6 +85,7 @@ impl Meta {
             workload,
             created_unix_ms: now.as_millis().try_into().unwrap_or(u64::MAX),
             phases: Vec::new(),
+            is_own: true,
         }
     }
 
@@ -88,6 +95,10 @@ impl Meta {
     /// `BUNDLE_MISSING` when there is nothing, `BUNDLE_PARTIAL` when it is not whole, `BUNDLE_INVALID` when it makes no sense,
     /// `BUNDLE_VERSION` when it is of a later version.
     pub fn read(dir: &Path) -> Result<Meta> {
+        Meta::read_with(dir, Key::of_user)
+    }
+
+    fn read_with(dir: &Path, key: impl FnOnce() -> Option<Key>) -> Result<Meta> {
         let name = dir.display();
         let path = dir.join(NAME);
         let failed = |cause: std::io::Error| match (cause.kind(), dir.is_dir()) {
@@ -98,12 +109,17 @@ impl Meta {
             _ => Error::host("BUNDLE_MISSING", format!("open bundle {name}"), cause)
                 .hint("DIR is a directory that machinen snapshot made"),
         };
-        let length = fs::metadata(&path).map_err(failed)?.len();
         let invalid = |why: &str| Error::new("BUNDLE_INVALID", format!("bundle {name}: {NAME}: {why}"));
-        if length > MOST_BYTES {
+        let file = open(&path).map_err(failed)?;
+        let mut bytes = Vec::new();
+        if !file.metadata().map_err(failed)?.is_file() {
+            return Err(invalid("no file"));
+        }
+        (&file).take(MOST_BYTES + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() as u64 > MOST_BYTES {
             return Err(invalid("too large to be one"));
         }
-        let value: Value = serde_json::from_slice(&fs::read(&path).map_err(failed)?).map_err(|_| invalid("no JSON"))?;
+        let value: Value = serde_json::from_slice(&bytes).map_err(|_| invalid("no JSON"))?;
         match value["version"].as_u64() {
             Some(VERSION) => {}
             Some(newer) if newer > VERSION => {
@@ -117,6 +133,12 @@ impl Meta {
         if !value["workload"].is_object() || !dir.join("img").is_dir() {
             return Err(invalid("nothing is in it"));
         }
+        let is_sealed = |key: Key| {
+            let dir = File::open(dir)?;
+            let own = is_own(&dir.metadata()?) && is_own(&file.metadata()?);
+            Ok::<_, io::Error>(own && value[SEAL] == *key.seal(&dir, &value)?)
+        };
+        let is_own = value[SEAL].is_string() && key().is_some_and(|key| is_sealed(key).unwrap_or(false));
         Ok(Meta {
             engine,
             source: text("source"),
@@ -133,6 +155,7 @@ impl Meta {
             workload: value["workload"].clone(),
             created_unix_ms: value["createdUnixMs"].as_u64().unwrap_or_default(),
             phases: Vec::new(),
+            is_own,
         })
     }
 
@@ -141,10 +164,19 @@ impl Meta {
     /// # Errors
     /// `SNAPSHOT_DIRECTORY`.
     pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+        self.write_with(dir, Key::of_user())
+    }
+
+    fn write_with(&self, dir: &Path, key: Option<Key>) -> Result<()> {
         let path: PathBuf = dir.join(NAME);
         let write = || {
+            let mut value = self.to_json();
+            if let Some(key) = key {
+                value[SEAL] = key.seal(&File::open(dir)?, &value)?.into();
+            }
             let file = Outfile::create_new(&path)?;
-            file.file().write_all(format!("{:#}\n", self.to_json()).as_bytes())?;
+            file.file().set_permissions(Permissions::from_mode(0o600))?;
+            file.file().write_all(format!("{value:#}\n").as_bytes())?;
             file.commit()
         };
         write().map_err(|cause| Error::host("SNAPSHOT_DIRECTORY", format!("write {}", path.display()), cause))
@@ -175,6 +207,14 @@ impl Meta {
     }
 }
 
+/// Opens what is to be a file, whatever it is.
+fn open(path: &Path) -> io::Result<File> {
+    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
+    OpenOptions::new().read(true).custom_flags(flags).open(path)
+}
+
+/// In an entry: where the image is, from wherever it is asked for.
+pub(crate) const IMAGE_PATH: &str = "image_path";
 /// In an entry: what identifies the content of the image.
 pub(crate) const IMAGE_KEY: &str = "image_key";
 /// In an entry: the machines that it is a copy of.
@@ -214,7 +254,26 @@ mod tests {
             created_unix_ms: 5,
             ..Meta::default()
         };
-        meta.write(&dir).unwrap();
+        let key = |byte| move || Some(Key([byte; 32]));
+        fs::set_permissions(&dir, Permissions::from_mode(0o700)).unwrap();
+        meta.write_with(&dir, key(1)()).unwrap();
+        let own = |key: &dyn Fn() -> Option<Key>| Meta::read_with(&dir, key).unwrap().is_own;
+        assert_eq!(Meta::read_with(&dir, key(1)).unwrap(), Meta { is_own: true, ..meta.clone() });
+        // Another's, by the key, or by what somebody has changed, or could.
+        assert!(!own(&key(2)) && !own(&|| None));
+        let text = fs::read_to_string(dir.join(NAME)).unwrap();
+        fs::write(dir.join(NAME), text.replace("/a:/b:ro", "/a:/b")).unwrap();
+        assert!(!own(&key(1)));
+        fs::write(dir.join(NAME), &text).unwrap();
+        assert!(own(&key(1)));
+        fs::set_permissions(&dir, Permissions::from_mode(0o770)).unwrap();
+        assert!(!own(&key(1)));
+        // One that was copied elsewhere.
+        let copy = dir.join("copy");
+        fs::create_dir_all(copy.join("img")).unwrap();
+        fs::write(copy.join(NAME), &text).unwrap();
+        assert_eq!(Meta::read_with(&copy, key(1)).unwrap(), meta);
+        meta.write_with(&dir, None).unwrap();
         assert_eq!(Meta::read(&dir).unwrap(), meta);
         for (text, code) in [
             ("", "BUNDLE_INVALID"),
@@ -227,6 +286,14 @@ mod tests {
             fs::write(dir.join(NAME), text).unwrap();
             assert_eq!(Meta::read(&dir).unwrap_err().code(), code, "{text}");
         }
+        // What is no file is not waited for, and has no end that is too far away.
+        fs::remove_file(dir.join(NAME)).unwrap();
+        let fifo = rustix::fs::FileType::Fifo;
+        rustix::fs::mknodat(rustix::fs::CWD, dir.join(NAME), fifo, rustix::fs::Mode::RUSR, 0).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_INVALID");
+        fs::remove_file(dir.join(NAME)).unwrap();
+        std::os::unix::fs::symlink("/dev/zero", dir.join(NAME)).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_INVALID");
         fs::remove_dir_all(&dir).unwrap();
         assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_MISSING");
     }

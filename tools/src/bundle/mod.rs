@@ -9,6 +9,7 @@
 //!
 //! - [`snapshot`]: from a machine to a bundle.
 //! - [`restore`]: what a new machine needs for one, compared with what there is.
+//! - [`seal`]: whose bundle it is.
 //! - [`fork`]: one after the other.
 
 mod ctl;
@@ -16,11 +17,12 @@ mod fork;
 mod meta;
 mod restore;
 mod scratch;
+mod seal;
 mod snapshot;
 
 pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
-pub(crate) use self::meta::IMAGE_KEY;
 pub use self::meta::Meta;
+pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH};
 pub use self::restore::RestoreOptions;
 pub use self::snapshot::SnapshotOptions;
 

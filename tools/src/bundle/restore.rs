@@ -7,6 +7,7 @@ use machinen_abi::open::{Operation, Tag};
 
 use super::meta::{Meta, host_features};
 use super::{LAYER, Tcp};
+use crate::agent::printable;
 use crate::agent::request::{Command, Request};
 use crate::error::{Error, Result};
 use crate::vm::{BootOptions, ShareOption};
@@ -19,6 +20,7 @@ pub struct RestoreOptions {
     lazy: bool,
     tcp: Tcp,
     force: bool,
+    trusted: bool,
     /// What is worth a word before the start.
     warnings: Vec<String>,
 }
@@ -32,7 +34,8 @@ impl RestoreOptions {
         let dir = dir.as_ref();
         let meta = Meta::read(dir)?;
         let bundle = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
-        Ok(RestoreOptions { bundle, meta, lazy: false, tcp: Tcp::Refuse, force: false, warnings: Vec::new() })
+        let (lazy, tcp, force, trusted) = (false, Tcp::Refuse, false, false);
+        Ok(RestoreOptions { bundle, meta, lazy, tcp, force, trusted, warnings: Vec::new() })
     }
 
     /// Memory comes page by page when it is needed.
@@ -53,6 +56,12 @@ impl RestoreOptions {
         self
     }
 
+    /// The image and the directories that it names are used, even where this user has not made it here.
+    pub fn trust(mut self, on: bool) -> RestoreOptions {
+        self.trusted = on;
+        self
+    }
+
     /// What is known of the bundle.
     pub fn meta(&self) -> &Meta {
         &self.meta
@@ -62,35 +71,77 @@ impl RestoreOptions {
     /// Then compares.
     ///
     /// # Errors
+    /// `BUNDLE_INVALID`: it names what makes no sense. `RESTORE_UNTRUSTED`: somebody else made it, and it names what is here.
     /// `RESTORE_SHARES`: directories are missing. `RESTORE_CPU`: the processor lacks what the processes have seen.
     pub fn boot_options(mut self, mut options: BootOptions) -> Result<BootOptions> {
         let meta = &self.meta;
-        if options.image.is_none() {
-            options.image = Some(meta.image.clone()).filter(|image| !image.is_empty());
+        let needed = self.needed(&options)?;
+        if !self.trusted && !meta.is_own && !needed.is_nothing() {
+            return Err(self.untrusted(&needed));
         }
         if options.memory_mib.is_none() && meta.memory_mib > 0 {
             options.memory_mib = Some(meta.memory_mib);
         }
-        let missing: Vec<String> = meta.shares.iter().filter_map(|share| add_share(&mut options, share)).collect();
+        options.image = options.image.or(needed.image);
+        let missing: Vec<String> = needed.shares.iter().filter(|share| !share.host.is_dir()).map(share_text).collect();
         if !missing.is_empty() {
-            let message = format!(
-                "bundle {}: its shared directories are not here: {}",
-                self.bundle.display(),
-                missing.join(", ")
-            );
+            let message =
+                format!("bundle {}: its shared directories are not here: {}", self.name(), missing.join(", "));
             return Err(Error::new("RESTORE_SHARES", message).hint("say where they are: -v HOST:GUEST for each"));
         }
-        for mount in &meta.mounts {
-            let Some((host, guest)) = mount.rsplit_once(':') else { continue };
-            if options.mounts.iter().all(|(_, own)| own != guest) {
-                options = options.mount(host, guest);
-            }
-        }
+        options.shares.extend(needed.shares);
+        options.mounts.extend(needed.mounts);
         self.compare_processor()?;
         options.command =
             Command { terminal: options.command.terminal, detached: options.command.detached, ..Command::default() };
         options.restore = Some(Box::new(self));
         Ok(options)
+    }
+
+    /// What the bundle names and `options` has not.
+    fn needed(&self, options: &BootOptions) -> Result<Needed> {
+        let invalid = |what: &str, text: &str| {
+            let message = format!("bundle {}: meta.json: {what} {text:?}: not HOST:GUEST", self.name());
+            Error::new("BUNDLE_INVALID", message)
+        };
+        let mut needed = Needed::default();
+        if options.image.is_none() {
+            needed.image = Some(self.meta.image.clone()).filter(|image| !image.is_empty());
+        }
+        for text in &self.meta.mounts {
+            let (host, guest) = text
+                .rsplit_once(':')
+                .filter(|(host, guest)| host.starts_with('/') && guest.starts_with('/'))
+                .ok_or_else(|| invalid("mount", text))?;
+            if options.mounts.iter().all(|(_, own)| own != guest) {
+                needed.mounts.push((host.into(), guest.into()));
+            }
+        }
+        for text in &self.meta.shares {
+            let share = ShareOption::parse(text).ok_or_else(|| invalid("share", text))?;
+            if options.shares.iter().all(|own| own.guest != share.guest) {
+                needed.shares.push(share);
+            }
+        }
+        Ok(needed)
+    }
+
+    /// Whoever made it may have named any directory of this user's, and the processes in it would have that.
+    fn untrusted(&self, needed: &Needed) -> Error {
+        let mounts = needed.mounts.iter().map(|(host, guest)| printable(&format!("{}:{guest}", host.display())));
+        let image = needed.image.iter().map(|image| printable(image));
+        let all: Vec<String> = image.chain(mounts).chain(needed.shares.iter().map(share_text)).collect();
+        let message = format!(
+            "bundle {}: this user has not made it here, and it names what its processes would get of this host: {}",
+            self.name(),
+            all.join(", ")
+        );
+        Error::new("RESTORE_UNTRUSTED", message)
+            .hint("give your own by --image, --mount and -v for each; or, if you know who made it, --trust")
+    }
+
+    fn name(&self) -> std::path::Display<'_> {
+        self.bundle.display()
     }
 
     /// Programs choose their code by the processor's features when they start.
@@ -103,8 +154,8 @@ impl RestoreOptions {
         }
         let message = format!(
             "bundle {}: its processes have seen processor features that this host lacks: {}",
-            self.bundle.display(),
-            missing.join(" ")
+            self.name(),
+            printable(&missing.join(" "))
         );
         if !self.force {
             return Err(
@@ -120,8 +171,9 @@ impl RestoreOptions {
         let (before, mut all) = (&self.meta.image_key, self.warnings.clone());
         if !before.is_empty() && before != key {
             all.push(format!(
-                "the image is another ({key}) than the bundle's ({before}): what was written to the disk is left out, and a file \
-                that is open and differs is refused by name"
+                "the image is another ({key}) than the bundle's ({}): what was written to the disk is left out, and a file that is \
+                open and differs is refused by name",
+                printable(before)
             ));
         }
         all
@@ -166,17 +218,93 @@ impl RestoreOptions {
     }
 }
 
-/// Adds a share of the bundle's to the machine, unless it has one at that place. Gives it back when its directory is not here.
-fn add_share(options: &mut BootOptions, share: &str) -> Option<String> {
-    let (places, read_only) = share.strip_suffix(":ro").map_or((share, false), |places| (places, true));
-    let (host, guest) = places.rsplit_once(":/")?;
-    let guest = format!("/{guest}");
-    if options.shares.iter().any(|own| own.guest == guest) {
-        return None;
+/// What a bundle names of the host and the machine has not been given otherwise.
+#[derive(Debug, Default)]
+struct Needed {
+    image: Option<String>,
+    mounts: Vec<(PathBuf, String)>,
+    shares: Vec<ShareOption>,
+}
+
+impl Needed {
+    fn is_nothing(&self) -> bool {
+        self.image.is_none() && self.mounts.is_empty() && self.shares.is_empty()
     }
-    if !Path::new(host).is_dir() {
-        return Some(share.to_owned());
+}
+
+fn share_text(share: &ShareOption) -> String {
+    let text = format!("{}:{}{}", share.host.display(), share.guest, if share.read_only { ":ro" } else { "" });
+    printable(&text)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn restore(is_own: bool) -> RestoreOptions {
+        let meta = Meta {
+            image: "/images/i.tar".into(),
+            mounts: vec!["/etc:/m".into()],
+            shares: vec!["/:/work".into(), "/usr:/u:ro".into()],
+            is_own,
+            ..Meta::default()
+        };
+        let (lazy, tcp, force, trusted) = (false, Tcp::Refuse, false, false);
+        RestoreOptions { bundle: "/b".into(), meta, lazy, tcp, force, trusted, warnings: Vec::new() }
     }
-    options.shares.push(ShareOption { host: host.into(), guest, read_only });
-    None
+
+    fn nothing() -> BootOptions {
+        BootOptions::new("")
+    }
+
+    #[test]
+    fn what_another_has_made_gets_nothing_of_the_host() {
+        let refused = |options: BootOptions| restore(false).boot_options(options).unwrap_err();
+        let error = refused(nothing());
+        assert_eq!(error.code(), "RESTORE_UNTRUSTED");
+        for named in ["/images/i.tar", "/etc:/m", "/:/work", "/usr:/u:ro"] {
+            assert!(error.to_string().contains(named), "{error}");
+        }
+        // Each that is given is the user's own word; one that is not is enough.
+        let all = nothing().mount("/tmp", "/m").share("/tmp", "/work/").share_read_only("/tmp", "/u");
+        assert!(refused(all.clone()).to_string().contains("/images/i.tar"));
+        let with_image = BootOptions { image: Some("i".into()), ..all };
+        let options = restore(false).boot_options(with_image.clone()).unwrap();
+        assert_eq!((options.shares.len(), options.mounts.len()), (2, 1));
+        assert!(options.shares.iter().all(|share| share.host == Path::new("/tmp")));
+        let without = BootOptions { shares: Vec::new(), ..with_image };
+        assert!(refused(without).to_string().contains("/:/work"));
+        // A bundle that names nothing needs no trust.
+        let mut plain = restore(false);
+        plain.meta = Meta::default();
+        assert!(plain.boot_options(nothing()).is_ok());
+    }
+
+    #[test]
+    fn what_is_ones_own_gets_what_it_names() {
+        for restore in [restore(true), restore(false).trust(true)] {
+            let options = restore.boot_options(nothing().share("/tmp", "/work/")).unwrap();
+            assert_eq!(options.image.as_deref(), Some("/images/i.tar"));
+            assert_eq!(options.mounts, [("/etc".into(), "/m".to_owned())]);
+            let shares: Vec<String> = options.shares.iter().map(share_text).collect();
+            assert_eq!(shares, ["/tmp:/work", "/usr:/u:ro"]);
+        }
+        let mut elsewhere = restore(true);
+        elsewhere.meta.shares.push("/not/here:/x".into());
+        assert_eq!(elsewhere.boot_options(nothing()).unwrap_err().code(), "RESTORE_SHARES");
+    }
+
+    #[test]
+    fn what_makes_no_sense_is_refused() {
+        for share in ["", "/a", "/a:/b/../c", ":/b"] {
+            let mut bad = restore(true);
+            bad.meta.shares = vec![share.into()];
+            assert_eq!(bad.boot_options(nothing()).unwrap_err().code(), "BUNDLE_INVALID", "{share}");
+        }
+        for mount in ["/a", "/a:b", ":/b", "a:/b"] {
+            let mut bad = restore(true);
+            bad.meta.mounts = vec![mount.into()];
+            assert_eq!(bad.boot_options(nothing()).unwrap_err().code(), "BUNDLE_INVALID", "{mount}");
+        }
+    }
 }

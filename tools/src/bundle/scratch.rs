@@ -41,10 +41,11 @@ impl Scratch {
                 Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => continue,
                 made => made.map_err(failed)?,
             }
-            let lock = File::open(&path).map_err(failed)?;
             // Swept meanwhile by somebody who found it without its lock: another one.
-            if lock.try_lock().is_ok() && path.is_dir() {
-                return Ok(Scratch { path, _lock: lock });
+            match File::open(&path) {
+                Ok(lock) if lock.try_lock().is_ok() && path.is_dir() => return Ok(Scratch { path, _lock: lock }),
+                Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
+                _ => {}
             }
         }
         Err(failed(std::io::ErrorKind::AlreadyExists.into()))
@@ -67,7 +68,10 @@ impl Drop for Scratch {
 fn sweep(parent: &Path) {
     for item in fs::read_dir(parent).into_iter().flatten().flatten() {
         let path = item.path();
-        if File::open(&path).is_ok_and(|dir| dir.try_lock().is_ok()) {
+        // Locked until it is gone: its maker may be about to use it.
+        if let Ok(dir) = File::open(&path)
+            && dir.try_lock().is_ok()
+        {
             let _ = fs::remove_dir_all(&path);
         }
     }
@@ -76,6 +80,23 @@ fn sweep(parent: &Path) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn many_at_once_each_have_their_own() {
+        let parent = std::env::temp_dir().join(format!("machinen-scratches-{}", std::process::id()));
+        std::thread::scope(|scope| {
+            for _ in 0..8 {
+                scope.spawn(|| {
+                    for _ in 0..200 {
+                        let scratch = Scratch::below(&parent).unwrap();
+                        fs::write(scratch.path().join("mine"), "").unwrap();
+                        assert!(scratch.path().join("mine").is_file());
+                    }
+                });
+            }
+        });
+        fs::remove_dir(&parent).unwrap();
+    }
 
     #[test]
     fn what_nobody_uses_is_swept() {

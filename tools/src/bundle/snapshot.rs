@@ -1,11 +1,12 @@
 //! From a machine to a bundle.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File, OpenOptions};
+use std::fs::{self, DirBuilder, File, OpenOptions, Permissions, TryLockError};
+use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
-use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt};
-use std::path::Path;
+use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use machinen_abi::open::{Operation, Tag};
@@ -13,10 +14,10 @@ use serde_json::Value;
 
 use super::meta::Meta;
 use super::{Engine, LAYER, Tcp, ctl};
-use crate::agent;
 use crate::agent::relay::{Out, Over};
 use crate::agent::request::Request;
 use crate::agent::wire::Wire;
+use crate::agent::{self, printable};
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::vm::{BUNDLE_TAG, Vm};
@@ -41,20 +42,22 @@ impl Vm {
     /// Freezes the main command and all its processes into `dir`, which must be empty or not there yet.
     ///
     /// # Errors
-    /// `SNAPSHOT_DIRECTORY` when `dir` cannot be used; `SNAPSHOT_FAILED`, with the last words of CRIU, when the processes cannot be
+    /// `SNAPSHOT_BUSY` when another is being taken; `SNAPSHOT_DIRECTORY` when `dir` cannot be used; `SNAPSHOT_FAILED`, with the last words of CRIU, when the processes cannot be
     /// dumped: they go on, and the log is in `dir`. `CTL_…` and `EXEC_…` when the machine cannot be asked.
     pub fn snapshot(&self, dir: &Path, options: &SnapshotOptions) -> Result<Meta> {
         let begin = Instant::now();
         let entry = Registry::open()?.find(self.id())?.entry;
-        let directory = make(dir)?;
+        let _turn = turn(self.dir(), self.label())?;
+        let inner = Inner::make(dir)?;
         let mut steps = Steps { begin, done: Vec::new() };
-        // Until the end of this nobody else puts a directory there: the monitor refuses a second.
-        ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(directory.as_fd()))?;
+        ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(inner.directory.as_fd()))?;
         let dumped = self.dump(options, &mut steps);
         let saved = dumped.as_ref().map_or(Ok(()), |_| self.save_disk(dir));
         // A machine that has ended has let go of it; what a dump did is told first.
         let unshared = ctl::ask(self.dir(), &format!("unshare {BUNDLE_TAG}"), None);
+        let given = inner.give(dir);
         let (workload, stream) = dumped.map_err(|error| with_log(error, dir))?;
+        given?;
         saved?;
         // Without its processes the machine ends with this.
         drop(stream);
@@ -98,7 +101,7 @@ impl Vm {
             request = request.with(Tag::Timeout, seconds.to_le_bytes());
         }
         steps.end("open");
-        let relay = self.relay_request(&request, Out::Keep(Vec::new()), Out::Keep(Vec::new()))?;
+        let relay = self.relay_request(&request, Out::Last(Vec::new()), Out::Last(Vec::new()))?;
         let (done, stream) = relay.run_holding()?;
         steps.guest(&done.marks);
         let said = String::from_utf8_lossy(&done.error);
@@ -106,7 +109,9 @@ impl Vm {
             Over::Exit(exit) if exit.status() == 0 => serde_json::from_slice(&done.output)
                 .map(|workload| (workload, stream))
                 .map_err(|_| failed(self.label(), "the agent did not say what it dumped".into())),
-            Over::Exit(exit) => Err(failed(self.label(), format!("exit code {}: {}", exit.status(), said.trim()))),
+            Over::Exit(exit) => {
+                Err(failed(self.label(), format!("exit code {}: {}", exit.status(), printable(said.trim()))))
+            }
             Over::Refused(refusal) => Err(failed(self.label(), refusal.message)),
             _ => Err(failed(self.label(), "the machine ended meanwhile".into())),
         }
@@ -120,29 +125,89 @@ fn failed(label: &str, why: String) -> Error {
 fn with_log(error: Error, dir: &Path) -> Error {
     let log = dir.join("dump.log");
     match log.is_file() {
-        true => error.hint(format!("the machine goes on as it was; all of the log is in {}", log.display())),
+        true => error.hint(format!("all of the log is in {}", log.display())),
         false => error,
     }
 }
 
-/// The directory, empty, and closed to others: memory holds secrets.
-fn make(dir: &Path) -> Result<File> {
-    let failed = |cause| {
-        let error = Error::host("SNAPSHOT_DIRECTORY", format!("make directory {}", dir.display()), cause);
-        error.hint("DIR is made by the snapshot, in a directory that exists; one that is there must be empty")
-    };
-    match DirBuilder::new().mode(0o700).create(dir) {
-        Err(cause) if cause.kind() == std::io::ErrorKind::AlreadyExists => {
-            if fs::read_dir(dir).map_err(failed)?.next().is_some() {
-                let message = format!("directory {}: it is not empty", dir.display());
-                return Err(
-                    Error::new("SNAPSHOT_DIRECTORY", message).hint("give another, or one that is not there yet")
-                );
-            }
+/// The right to take a snapshot of the machine in `dir`: of two directories for one share the second would get the first's images.
+///
+/// Errors: `SNAPSHOT_BUSY`.
+fn turn(dir: &Path, label: &str) -> Result<File> {
+    let path = dir.join("snapshot.lock");
+    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
+    let file = opened.map_err(|cause| Error::host("SNAPSHOT_FAILED", format!("open {}", path.display()), cause))?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => {
+            let message = format!("machine {label}: another snapshot of it is being taken");
+            Err(Error::new("SNAPSHOT_BUSY", message).hint("try again when that is done").retry())
         }
-        made => made.map_err(failed)?,
+        Err(TryLockError::Error(cause)) => {
+            Err(Error::host("SNAPSHOT_FAILED", format!("lock {}", path.display()), cause))
+        }
     }
-    File::open(dir).map_err(failed)
+}
+
+/// The directory in the bundle's that is the guest's. A guest that had the bundle's own could write its `meta.json`, and with that say
+/// which of the host's directories a restored machine gets.
+struct Inner {
+    path: PathBuf,
+    directory: File,
+}
+
+impl Inner {
+    /// Makes the bundle's directory, where it is not there yet, and this one in it; both closed to others: memory holds secrets.
+    fn make(dir: &Path) -> Result<Inner> {
+        let failed = |cause| {
+            let error = Error::host("SNAPSHOT_DIRECTORY", format!("make directory {}", dir.display()), cause);
+            error.hint("DIR is made by the snapshot, in a directory that exists; one that is there must be empty, and this user's")
+        };
+        match DirBuilder::new().mode(0o700).create(dir) {
+            Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
+                // Only its owner can.
+                fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
+                if fs::read_dir(dir).map_err(failed)?.next().is_some() {
+                    let message = format!("directory {}: it is not empty", dir.display());
+                    return Err(
+                        Error::new("SNAPSHOT_DIRECTORY", message).hint("give another, or one that is not there yet")
+                    );
+                }
+            }
+            made => made.map_err(failed)?,
+        }
+        let path = dir.join(".guest");
+        DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
+        let directory = File::open(&path).map_err(failed)?;
+        Ok(Inner { path, directory })
+    }
+
+    /// Gives the bundle what the guest has made, and nothing else that it left. Looked at where the guest cannot exchange it any more.
+    ///
+    /// Errors: `SNAPSHOT_FAILED` when there are no images.
+    fn give(self, dir: &Path) -> Result<()> {
+        let place = |name: &str, is_right: fn(&fs::FileType) -> bool| {
+            let path = dir.join(name);
+            fs::rename(self.path.join(name), &path)?;
+            let kind = fs::symlink_metadata(&path)?.file_type();
+            if is_right(&kind) {
+                return Ok(());
+            }
+            if kind.is_dir() {
+                fs::remove_dir_all(&path)?
+            } else {
+                fs::remove_file(&path)?
+            }
+            Err(io::Error::from(io::ErrorKind::InvalidData))
+        };
+        let images = place("img", fs::FileType::is_dir);
+        // Without CRIU there is none.
+        let _ = place("dump.log", fs::FileType::is_file);
+        let _ = fs::remove_dir_all(&self.path);
+        images.map_err(|cause| {
+            Error::host("SNAPSHOT_FAILED", format!("the guest has left no images in {}", dir.display()), cause)
+        })
+    }
 }
 
 /// How long each step took.
@@ -163,5 +228,63 @@ impl Steps {
             self.done.push((name.clone(), to.saturating_sub(*from) / 1_000_000));
         }
         self.begin = Instant::now();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    fn scratch(name: &str) -> PathBuf {
+        let dir = std::env::temp_dir().join(format!("machinen-snapshot-{}-{name}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    #[test]
+    fn one_snapshot_at_a_time() {
+        let dir = scratch("turn");
+        let first = turn(&dir, "m").unwrap();
+        let error = turn(&dir, "m").unwrap_err();
+        assert_eq!((error.code(), error.is_retryable()), ("SNAPSHOT_BUSY", true));
+        drop(first);
+        turn(&dir, "m").unwrap();
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_guest_gives_images_and_a_log_and_nothing_else() {
+        let top = scratch("inner");
+        let dir = top.join("bundle");
+        let names = || {
+            let mut names: Vec<_> = fs::read_dir(&dir).unwrap().map(|item| item.unwrap().file_name()).collect();
+            names.sort();
+            names
+        };
+        let inner = Inner::make(&dir).unwrap();
+        let guest = inner.path.clone();
+        fs::create_dir(guest.join("img")).unwrap();
+        for name in ["dump.log", "meta.json", "img/core-1.img"] {
+            fs::write(guest.join(name), "").unwrap();
+        }
+        inner.give(&dir).unwrap();
+        assert_eq!(names(), ["dump.log", "img"]);
+        assert!(dir.join("img/core-1.img").is_file());
+        assert_eq!(Inner::make(&dir).err().map(|error| error.code()), Some("SNAPSHOT_DIRECTORY"));
+        fs::remove_dir_all(&dir).unwrap();
+
+        // Links are not what they lead to.
+        fs::create_dir(&dir).unwrap();
+        fs::set_permissions(&dir, Permissions::from_mode(0o777)).unwrap();
+        let inner = Inner::make(&dir).unwrap();
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+        symlink("/", guest.join("img")).unwrap();
+        symlink("/etc/passwd", guest.join("dump.log")).unwrap();
+        assert_eq!(inner.give(&dir).unwrap_err().code(), "SNAPSHOT_FAILED");
+        assert!(names().is_empty());
+        let inner = Inner::make(&dir).unwrap();
+        assert_eq!(inner.give(&dir).unwrap_err().code(), "SNAPSHOT_FAILED");
+        fs::remove_dir_all(&top).unwrap();
     }
 }

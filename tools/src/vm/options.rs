@@ -16,6 +16,20 @@ pub(crate) struct ShareOption {
     pub read_only: bool,
 }
 
+impl ShareOption {
+    /// Reads `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`; `None` for what is none, with an absolute path of the guest below /.
+    pub(crate) fn parse(text: &str) -> Option<ShareOption> {
+        let forms = [(":ro", true), (":rw", false)];
+        let stripped = forms.into_iter().find_map(|(form, read_only)| Some((text.strip_suffix(form)?, read_only)));
+        let (places, read_only) = stripped.unwrap_or((text, false));
+        let (host, guest) = places.rfind(":/").map(|at| (&places[..at], &places[at + 1..]))?;
+        let guest = guest.strip_suffix('/').unwrap_or(guest);
+        let names = guest.strip_prefix('/')?;
+        let plain = names.split('/').all(|name| !["", ".", ".."].contains(&name));
+        (plain && !host.is_empty()).then(|| ShareOption { host: host.into(), guest: guest.into(), read_only })
+    }
+}
+
 /// How to boot a machine. Each setter replaces what was set, or adds one where it says so.
 #[derive(Clone, Debug)]
 pub struct BootOptions {
@@ -126,7 +140,9 @@ impl BootOptions {
         self.add_share(host.into(), guest.into(), true)
     }
 
-    fn add_share(mut self, host: PathBuf, guest: String, read_only: bool) -> BootOptions {
+    fn add_share(mut self, host: PathBuf, mut guest: String, read_only: bool) -> BootOptions {
+        // One form, by which a bundle's is found.
+        guest.truncate(guest.trim_end_matches('/').len().max(1));
         self.shares.push(ShareOption { host, guest, read_only });
         self
     }

@@ -88,6 +88,11 @@ pub(crate) fn configuration(shares: &[Shared]) -> Value {
 
 /// What the registry is told.
 pub(crate) fn entries(shares: &[Shared]) -> Vec<String> {
-    let text = |share: &Shared| format!("{}:{}{}", share.host, share.guest, if share.read_only { ":ro" } else { "" });
-    shares.iter().map(text).collect()
+    let form = |share: &Shared| match share.read_only {
+        true => ":ro",
+        // In full where a name ends like a form.
+        false if share.guest.ends_with(":ro") || share.guest.ends_with(":rw") => ":rw",
+        false => "",
+    };
+    shares.iter().map(|share| format!("{}:{}{}", share.host, share.guest, form(share))).collect()
 }

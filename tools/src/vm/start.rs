@@ -28,7 +28,7 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
-use crate::bundle::IMAGE_KEY;
+use crate::bundle::{IMAGE_KEY, IMAGE_PATH};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
@@ -226,7 +226,10 @@ impl Prepared<'_> {
         entry.kernel = self.kernel.path.display().to_string();
         entry.memory_mib = options.memory();
         entry.ports = options.publish.clone();
-        entry.mounts = options.mounts.iter().map(|(host, guest)| format!("{}:{guest}", host.display())).collect();
+        // A bundle of it is restored from anywhere.
+        let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
+        let mounted = |(host, guest): &(PathBuf, String)| format!("{}:{guest}", absolute(host).display());
+        entry.mounts = options.mounts.iter().map(mounted).collect();
         entry.shares = shares::entries(&self.shares);
         entry.detached = options.command.detached;
         entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
@@ -234,6 +237,9 @@ impl Prepared<'_> {
         entry.other = options.other.clone();
         entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
         entry.other.insert(IMAGE_KEY.into(), image_key(&self.disk).into());
+        // Standard input comes only once, and its image is in the cache.
+        let image = if entry.image == "-" { self.disk.clone() } else { absolute(Path::new(&entry.image)) };
+        entry.other.insert(IMAGE_PATH.into(), image.display().to_string().into());
         entry
     }
 
