@@ -105,7 +105,7 @@ fn a_counter_goes_on_in_other_machines() {
     // In another directory it may be anybody's.
     let moved = cli.path("moved");
     fs::create_dir(&moved).unwrap();
-    for name in ["img", "meta.json"] {
+    for name in ["img", "meta.json", "root.layer"] {
         fs::rename(bundle.join(name), moved.join(name)).unwrap();
     }
     let left: Vec<_> = fs::read_dir(&bundle).unwrap().map(|item| item.unwrap().file_name()).collect();
@@ -180,6 +180,7 @@ fn a_fork_leaves_its_source_alone() {
     assert_eq!(cli.exec(&name, &["touch", "/tmp/end"]).finish().code(), 0);
     let mut logs = Session::on_pipes(cli.command("logs", &["-f", &name]));
     logs.expect("the stream has ended");
+    assert_eq!(logs.end().code(), Some(0));
     assert_eq!(cli.exec("web", &["touch", "/tmp/say"]).finish().code(), 0);
     let mut logs = Session::on_pipes(cli.command("logs", &["-f", "web"]));
     logs.expect("goes on");
