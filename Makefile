@@ -62,7 +62,7 @@ lint: deps ## format and lints for both architectures
 	@cargo clippy --quiet --workspace --exclude $(no_std) $(not_aarch64) --all-targets --target aarch64-unknown-linux-musl -- -D warnings
 	@cargo clippy --quiet -p $(no_std) --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl -- -D warnings
 
-bench: deps lab kernel build ## every figure beside what it is compared with, also in target/bench/report.json
+bench: deps lab rootfs kernel build ## every figure beside what it is compared with, also in target/bench/report.json
 	@cargo bench --quiet -p machinen-benches --bench '*' --target $(target)
 
 kernel: deps ## the tuned guest kernel, cached; ARCH=name for another architecture

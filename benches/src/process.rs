@@ -21,8 +21,13 @@ impl Started {
     ///
     /// Errors: it cannot be started; `TimedOut`, then it has been killed.
     pub fn new(command: &mut Command, limit: Duration) -> io::Result<Started> {
+        Started::with_input(command, Stdio::null(), limit)
+    }
+
+    /// The same with `input` as stdin.
+    pub fn with_input(command: &mut Command, input: Stdio, limit: Duration) -> io::Result<Started> {
         let (mut exec_time, sender) = io::pipe()?;
-        command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        command.stdin(input).stdout(Stdio::piped()).stderr(Stdio::piped());
         // SAFETY: between fork and exec the hook reads the clock and writes to a pipe, which signal-safety(7) allows.
         unsafe { command.pre_exec(move || (&sender).write_all(&now_ns().to_ne_bytes())) };
         let mut child = command.spawn()?;

@@ -16,7 +16,7 @@ use core::ptr::null_mut;
 use guest_init::cmdline::Time;
 
 pub use self::process::{
-    become_worker, can_handle_faults, close_from, execute, exit_now, fork, kernel, kill, leave, new_session,
+    be_nice, become_worker, can_handle_faults, close_from, execute, exit_now, fork, kernel, kill, leave, new_session,
     number_from, own_pid, pass_as, reap, reap_all, try_wait, wait,
 };
 

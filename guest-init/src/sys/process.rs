@@ -45,6 +45,12 @@ pub fn new_session() -> Result<()> {
     }
 }
 
+/// This process and its children leave the processor to others: by `steps` of nice(2).
+pub fn be_nice(steps: c_int) -> Result<()> {
+    // SAFETY: integers only; this one may always raise its own.
+    check(unsafe { libc::setpriority(libc::PRIO_PROCESS, 0, steps) }).map(drop)
+}
+
 /// A child becomes a worker: these are all its descriptors from now on, but for the standard error where it has none of its
 /// own. `more` get the numbers from 4 on, and programs that it starts have them, too. Returns input, output and report.
 pub fn become_worker(input: &Fd, output: &Fd, error: Option<&Fd>, report: &Fd, more: &[&Fd]) -> Result<(Fd, Fd, Fd)> {

@@ -12,6 +12,9 @@ use super::bundle::Bundle;
 use super::{program, system};
 use crate::sys::{self, Errno, Fd};
 
+/// How far the server stands back (nice(2)): a process that waits for a page does not run meanwhile, and one that runs is not
+/// to wait for pages that nobody has asked for.
+const NICE: i32 = 10;
 /// Read at a time.
 const BUFFER_BYTES: usize = 64 << 10;
 
@@ -64,6 +67,7 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
     let failed = |errno| system(b"lazy-pages", errno);
     sys::new_session().map_err(failed)?;
     let pid = program::start_criu(config, &criu::lazy_pages(images), &output, &|| {
+        sys::be_nice(NICE)?;
         sys::pass_as(ready, STATUS_FD)?;
         criu::STDIO_FDS.into_iter().filter(|fd| *fd != STATUS_FD).for_each(sys::leave);
         Ok(())
