@@ -12,12 +12,14 @@
 
 mod ctl;
 mod fork;
+mod lazy;
 mod meta;
 mod restore;
 mod scratch;
 mod snapshot;
 
 pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
+pub(crate) use self::lazy::{LAZY, pages_pending};
 pub(crate) use self::meta::IMAGE_KEY;
 pub use self::meta::Meta;
 pub use self::restore::RestoreOptions;

@@ -28,7 +28,7 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
-use crate::bundle::IMAGE_KEY;
+use crate::bundle::{IMAGE_KEY, LAZY};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
@@ -229,6 +229,9 @@ impl Prepared<'_> {
         entry.other = options.other.clone();
         entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
         entry.other.insert(IMAGE_KEY.into(), image_key(&self.disk).into());
+        if options.restore.as_ref().is_some_and(|restore| restore.is_lazy()) {
+            entry.other.insert(LAZY.into(), true.into());
+        }
         entry
     }
 
