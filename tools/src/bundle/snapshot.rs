@@ -1,13 +1,14 @@
 //! From a machine to a bundle.
 
 use std::ffi::OsString;
-use std::fs::{self, DirBuilder, File};
+use std::fs::{self, DirBuilder, File, TryLockError};
 use std::os::fd::AsFd;
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::fs::DirBuilderExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
+use machinen_abi::body::Reason;
 use machinen_abi::open::{Operation, Tag};
 use serde_json::Value;
 
@@ -18,6 +19,13 @@ use crate::agent::request::Request;
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::vm::{BUNDLE_TAG, Vm};
+
+/// Another dump, or the memory of a lazy restore, is not through yet.
+const BUSY: &str = "SNAPSHOT_BUSY";
+/// How long that is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a machine is frozen.
 #[derive(Clone, Debug, Default)]
@@ -40,15 +48,16 @@ impl Vm {
     ///
     /// # Errors
     /// `SNAPSHOT_DIRECTORY` when `dir` cannot be used; `SNAPSHOT_FAILED`, with the last words of CRIU, when the processes cannot be
-    /// dumped: they go on, and the log is in `dir`. `CTL_…` and `EXEC_…` when the machine cannot be asked.
+    /// dumped: they go on, and the log is in `dir`. `SNAPSHOT_BUSY` while another is taken. `CTL_…` and `EXEC_…` when the machine
+    /// cannot be asked.
     pub fn snapshot(&self, dir: &Path, options: &SnapshotOptions) -> Result<Meta> {
         let begin = Instant::now();
         let entry = Registry::open()?.find(self.id())?.entry;
+        // Until the end of this nobody else puts a directory on the share.
+        let _turn = self.take_turn()?;
         let directory = make(dir)?;
         let mut steps = Steps { begin, done: Vec::new() };
-        // Until the end of this nobody else puts a directory there: the monitor refuses a second.
-        ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(directory.as_fd()))?;
-        let dumped = self.dump(options, &mut steps);
+        let dumped = self.dump_when_free((dir, &directory), options, &mut steps);
         // A machine that has ended has let go of it; what a dump did is told first.
         let unshared = ctl::ask(self.dir(), &format!("unshare {BUNDLE_TAG}"), None);
         let workload = dumped.map_err(|error| with_log(error, dir))?;
@@ -60,6 +69,46 @@ impl Vm {
         meta.phases = steps.done;
         meta.write(dir)?;
         Ok(meta)
+    }
+
+    /// One snapshot of a machine is taken at a time. What is given back ends with this process, however that ends.
+    fn take_turn(&self) -> Result<File> {
+        let failed =
+            |cause| Error::host("SNAPSHOT_DIRECTORY", format!("lock directory {}", self.dir().display()), cause);
+        let turn = File::open(self.dir()).map_err(failed)?;
+        match turn.try_lock() {
+            Ok(()) => Ok(turn),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("machine {}: another snapshot of it is being taken", self.label());
+                Err(Error::new(BUSY, message).retry())
+            }
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+        }
+    }
+
+    /// Dumps into the directory, as soon as the guest has no other bundle: the dump of a tool that was killed goes on to its end,
+    /// and a lazy restore has its own until all memory has come.
+    fn dump_when_free(
+        &self,
+        (dir, directory): (&Path, &File),
+        options: &SnapshotOptions,
+        steps: &mut Steps,
+    ) -> Result<Value> {
+        let patience = Instant::now() + options.limit.map_or(PATIENCE, |limit| limit.min(PATIENCE));
+        loop {
+            let shared = ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(directory.as_fd()));
+            let error = match shared.and_then(|()| self.dump(options, steps)) {
+                Err(error) if [BUSY, ctl::SHARE_BUSY].contains(&error.code()) => error,
+                done => return done,
+            };
+            // What another has begun to write there is not taken for one's own.
+            let is_empty = fs::read_dir(dir).is_ok_and(|mut items| items.next().is_none());
+            if Instant::now() >= patience || !is_empty {
+                let message = format!("machine {}: an earlier dump or lazy restore is not through yet", self.label());
+                return Err(Error::new(BUSY, message).because(error).retry());
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Has the agent dump; gives what it says of the main command.
@@ -88,6 +137,7 @@ impl Vm {
             Over::Exit(exit) if exit.status() == 0 => serde_json::from_slice(&done.output)
                 .map_err(|_| failed(self.label(), "the agent did not say what it dumped".into())),
             Over::Exit(exit) => Err(failed(self.label(), format!("exit code {}: {}", exit.status(), said.trim()))),
+            Over::Refused(refusal) if refusal.reason == Reason::Busy => Err(Error::new(BUSY, refusal.message).retry()),
             Over::Refused(refusal) => Err(failed(self.label(), refusal.message)),
             _ => Err(failed(self.label(), "the machine ended meanwhile".into())),
         }
@@ -135,7 +185,12 @@ struct Steps {
 impl Steps {
     fn end(&mut self, name: &str) {
         let took = std::mem::replace(&mut self.begin, Instant::now()).elapsed();
-        self.done.push((name.to_owned(), took.as_millis().try_into().unwrap_or(u64::MAX)));
+        let ms = took.as_millis().try_into().unwrap_or(u64::MAX);
+        match self.done.last_mut() {
+            // Tried again.
+            Some((last, sum)) if last == name => *sum = sum.saturating_add(ms),
+            _ => self.done.push((name.to_owned(), ms)),
+        }
     }
 
     /// What the guest names: each point is the end of a step.
