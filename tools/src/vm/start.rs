@@ -283,7 +283,7 @@ fn image_key(disk: &Path) -> String {
 }
 
 /// Refuses a port that a machine has, by its name; others who may have it are seen when it is forwarded.
-fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
+pub(crate) fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
     if publish.is_empty() {
         return Ok(());
     }
