@@ -23,6 +23,7 @@ pub(crate) use self::lazy::{LAZY, pages_pending};
 pub(crate) use self::meta::IMAGE_KEY;
 pub use self::meta::Meta;
 pub use self::restore::RestoreOptions;
+pub(crate) use self::scratch::collect;
 pub use self::snapshot::SnapshotOptions;
 
 use crate::error::{Error, Result};
