@@ -2,7 +2,7 @@
 //!
 //! | in the directory | |
 //! |---|---|
-//! | `meta.json` | [`Meta`]: what it came from, and what it needs; written last, so a bundle without it is not whole |
+//! | `meta.json` | [`Meta`]: what it came from, and what it needs, the images and their lengths; written last, so a bundle without it, or without one of those, is not whole |
 //! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
 //! | `dump.log` | the engine's log |
 //!
