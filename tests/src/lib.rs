@@ -4,11 +4,13 @@
 //! runner takes them to where that is. All others need just the host.
 
 pub mod agent;
+pub mod bundles;
 pub mod cli;
 pub mod e2fs;
 pub mod guest;
 pub mod host;
 pub mod hostile;
+pub mod kill;
 pub mod lab;
 pub mod machines;
 pub mod monitor;

@@ -66,6 +66,11 @@ impl Session {
         self.input.as_mut().unwrap().write_all(text.as_bytes()).unwrap();
     }
 
+    /// Ends its stdin.
+    pub fn close_input(&mut self) {
+        self.input = None;
+    }
+
     /// Waits until it has printed the text, after what was waited for before.
     ///
     /// # Panics

@@ -2,17 +2,15 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::net::TcpListener;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::path::PathBuf;
 use std::thread::sleep;
-use std::time::Duration;
 
 use machinen_tests::cli::Cli;
+use machinen_tests::kill::{kill_named, moment, processes, start};
 use machinen_tests::monitor::wait_until;
-use machinen_tests::{asset, soak};
+use machinen_tests::soak;
 
 /// No machine has started and ended in less: a moment is somewhere in it.
 const LIFE_MS: u64 = 2500;
@@ -44,42 +42,6 @@ const VICTIMS: [Victim; 8] = [
     Victim::Stop,
     Victim::Collector,
 ];
-
-/// A number of milliseconds below the limit, which no other run will have.
-fn moment(limit_ms: u64) -> Duration {
-    let mut bytes = [0; 8];
-    File::open("/dev/urandom").unwrap().read_exact(&mut bytes).unwrap();
-    Duration::from_millis(u64::from_le_bytes(bytes) % limit_ms)
-}
-
-/// Processes, by number and name, that were started with this registry.
-fn processes(registry: &Path) -> Vec<(u32, String)> {
-    let variable = format!("MACHINEN_REGISTRY_DIR={}\0", registry.display()).into_bytes();
-    let of = |dir: PathBuf| {
-        let pid = dir.file_name()?.to_str()?.parse().ok()?;
-        let environment = fs::read(dir.join("environ")).ok()?;
-        let ours = environment.windows(variable.len()).any(|window| window == variable);
-        // What has ended and is not waited for yet has no command line.
-        let name = fs::read_to_string(dir.join("comm")).ok().filter(|_| ours)?;
-        Some((pid, name.trim_end().to_string()))
-    };
-    fs::read_dir("/proc").unwrap().filter_map(|entry| of(entry.unwrap().path())).collect()
-}
-
-fn kill(pid: u32) {
-    let status = Command::new(asset("busybox")).args(["kill", "-9", &pid.to_string()]).stderr(Stdio::null()).status();
-    // It may have been faster.
-    let _ = status.unwrap();
-}
-
-fn kill_named(machines: &Cli, name: &str) {
-    let found = processes(&machines.registry()).into_iter().find(|(_, other)| other.starts_with(name));
-    found.iter().for_each(|(pid, _)| kill(*pid));
-}
-
-fn start(mut command: Command) -> Child {
-    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null()).spawn().unwrap()
-}
 
 fn round(machines: &Cli, victim: Victim) {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();

@@ -3,6 +3,7 @@
 use argh::FromArgs;
 use serde_json::json;
 
+use crate::bundle;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::program::{Said, Tool};
 use crate::registry::{Registry, Removed, What};
@@ -14,7 +15,8 @@ pub const TOOL: Tool = Tool { name: "machinen-gc", usage: "GC_USAGE", output: "G
 /// The command line; see its help text.
 #[derive(FromArgs, Debug)]
 #[argh(
-    description = "Remove what machines left that have ended: directories with sockets and logs, helpers.",
+    description = "Remove what machines left that have ended: directories with sockets and logs,\n\
+        helpers, and bundles of forks that were killed.",
     note = "A machine has ended when nobody holds the lock in its directory. A helper is a process that\n  \
         was started for it, as passt; it is told from others by number and start time.",
     note = "Exit codes: 0 nothing is left, 1 something could not be removed, 2 bad usage.",
@@ -47,6 +49,15 @@ pub fn run(args: Args) -> Result<Said, Diagnostic> {
         } else {
             said.text.push_str(&as_text(one, args.dry_run));
         }
+    }
+    for path in bundle::collect(args.dry_run) {
+        let path = path.display().to_string();
+        said.text.push_str(&if args.json {
+            format!("{}\n", json!({"what": "bundle", "path": path, "dry_run": args.dry_run}))
+        } else {
+            let verb = if args.dry_run { "would remove" } else { "removed" };
+            format!("{verb} {}, of a fork\n", printable(&path))
+        });
     }
     Ok(said)
 }

@@ -4,6 +4,7 @@ use argh::FromArgs;
 use serde_json::json;
 
 use crate::args::plain;
+use crate::bundle;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::program::{Said, Tool};
 use crate::registry::memory::{self, Memory};
@@ -20,6 +21,8 @@ pub const TOOL: Tool = Tool { name: "machinen-mem", usage: "MEM_USAGE", output: 
     note = "CEILING is the most that the guest can have. RSS are the pages that its process has; in PSS each\n  \
         is divided by the number of processes that share it. MONITOR is PSS without the guest's RAM.\n  \
         RECLAIMED is what the guest has given back since its start.",
+    note = "lazy_pages_pending, with --json, is the number of pages (4 KiB) that are still to come from the\n  \
+        bundle of a machine that was restored with --lazy; null for others.",
     note = "NAME is a name, an id or a process number.",
     note = "Exit codes: 0 printed, 1 failed or one of them was not found, 2 bad usage.",
     example = "{command_name} --json web | jq .monitor_bytes"
@@ -85,7 +88,7 @@ fn as_json(vm: &Vm, pid: Option<u32>, memory: Option<Memory>) -> String {
         "id": vm.id, "name": vm.entry.name, "pid": pid, "ceiling_bytes": ceiling,
         "rss_bytes": memory.map(|memory| memory.rss_bytes), "pss_bytes": memory.map(|memory| memory.pss_bytes),
         "monitor_bytes": memory.and_then(|memory| memory.overhead_bytes),
-        "reclaimed_bytes": vm.reclaimed(), "lazy_pages_pending": null,
+        "reclaimed_bytes": vm.reclaimed(), "lazy_pages_pending": bundle::pages_pending(&vm.dir, &vm.entry),
     });
     format!("{value}\n")
 }

@@ -15,13 +15,16 @@ use crate::vm::start::CTL_SOCKET;
 
 /// A monitor answers between two looks at its guest, but it may have gigabytes to copy.
 const PATIENCE: Duration = Duration::from_mins(10);
+/// What the monitor says while the guest has a share mounted.
+pub const SHARE_BUSY: &str = "CTL_SHARE_BUSY";
 /// No answer is longer.
 const MOST_BYTES: u64 = 4096;
 
 /// Asks the monitor of the machine in `dir` for something, with a descriptor where it needs one.
 ///
 /// # Errors
-/// `CTL_UNAVAILABLE` when nothing answers; `CTL_REFUSED`, as the monitor says it.
+/// `CTL_UNAVAILABLE` when nothing answers; [`SHARE_BUSY`] while the guest has the share mounted, `CTL_REFUSED` otherwise, as the
+/// monitor says it.
 pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
     let answer = exchange(dir, request, descriptor).map_err(|cause| {
         Error::host("CTL_UNAVAILABLE", format!("ask the monitor in {} for: {request}", dir.display()), cause)
@@ -31,7 +34,11 @@ pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Res
         "ok" => Ok(()),
         answer => {
             let why = answer.strip_prefix("error ").unwrap_or("no answer");
-            Err(Error::new("CTL_REFUSED", format!("ask the monitor for: {request}: {why}")))
+            let message = format!("ask the monitor for: {request}: {why}");
+            match why.split(' ').next() {
+                Some(SHARE_BUSY) => Err(Error::new(SHARE_BUSY, message).retry()),
+                _ => Err(Error::new("CTL_REFUSED", message)),
+            }
         }
     }
 }

@@ -8,6 +8,8 @@ use super::scratch::Scratch;
 use super::snapshot::SnapshotOptions;
 use super::{Engine, Tcp};
 use crate::error::{Error, Result};
+use crate::registry::Registry;
+use crate::vm::start::ports_are_free;
 use crate::vm::{BootOptions, Vm};
 
 /// Share of the host's memory that stays free, in percent.
@@ -55,7 +57,7 @@ impl Vm {
     /// `<source>/<process>`), its ports (none are inherited), whether it is detached.
     ///
     /// # Errors
-    /// `FORK_MEMORY_BACKPRESSURE` when too little of the host's memory would be left; those of [`Vm::snapshot`],
+    /// `FORK_MEMORY_BACKPRESSURE` when too little of the host's memory would be left; `REGISTRY_NAME_TAKEN`; those of [`Vm::snapshot`],
     /// [`RestoreOptions::boot_options`] and [`crate::vm::boot`].
     pub fn fork(&self, options: &ForkOptions, boot: BootOptions) -> Result<Vm> {
         let (boot, place) = self.fork_options(options, boot)?;
@@ -69,15 +71,18 @@ impl Vm {
     pub(crate) fn fork_options(&self, options: &ForkOptions, mut boot: BootOptions) -> Result<(BootOptions, Place)> {
         let stats = self.stats()?;
         check_memory(stats.resident_bytes.unwrap_or(stats.ceiling_bytes), options.min_free_percent)?;
+        let name = boot.name.take().unwrap_or_else(|| format!("{}/{}", self.label(), std::process::id()));
+        // Before anything is frozen for it.
+        let registry = Registry::open()?;
+        ports_are_free(&registry, &boot.publish)?;
+        drop(registry.create(Some(&name))?);
+        boot.name = Some(name);
         let place =
             options.out.clone().map_or_else(|| Scratch::new().map(Place::Scratch), |dir| Ok(Place::Kept(dir)))?;
         let tcp = if options.tcp_keep { Tcp::Keep } else { Tcp::Close };
         let snapshot =
             SnapshotOptions { engine: options.engine, leave_running: true, tcp, ..SnapshotOptions::default() };
         let meta = self.snapshot(place.path(), &snapshot)?;
-        if boot.name.is_none() {
-            boot.name = Some(format!("{}/{}", self.label(), std::process::id()));
-        }
         let mut lineage = vec![self.label().to_owned()];
         lineage.extend(meta.lineage);
         boot.forked_from = Some(self.label().to_owned());

@@ -19,6 +19,8 @@ use crate::registry::Entry;
 const NAME: &str = "meta.json";
 /// In it: the code of [`Key::seal`].
 const SEAL: &str = "seal";
+/// Name of the directory of the engine's images.
+const IMAGES: &str = "img";
 /// Another layout has another number.
 const VERSION: u64 = 1;
 /// Most bytes of the file.
@@ -53,6 +55,8 @@ pub struct Meta {
     pub cpu_features: Vec<String>,
     /// What the agent says of the main command.
     pub workload: Value,
+    /// The engine's images, and how long each is.
+    pub images: Vec<(String, u64)>,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
     /// Milliseconds of each step.
@@ -83,6 +87,7 @@ impl Meta {
             ports: entry.ports.clone(),
             cpu_features: features.filter(|feature| here.contains(feature)).collect(),
             workload,
+            images: Vec::new(),
             created_unix_ms: now.as_millis().try_into().unwrap_or(u64::MAX),
             phases: Vec::new(),
             is_own: true,
@@ -130,8 +135,15 @@ impl Meta {
         }
         let text = |key: &str| value[key].as_str().unwrap_or_default().to_owned();
         let engine = Engine::parse(value["engine"].as_str().ok_or_else(|| invalid("no engine"))?)?;
-        if !value["workload"].is_object() || !dir.join("img").is_dir() {
-            return Err(invalid("nothing is in it"));
+        if !value["workload"].is_object() {
+            return Err(invalid("no workload"));
+        }
+        let images = value["images"].as_object().into_iter().flatten();
+        let images: Vec<(String, u64)> =
+            images.map(|(name, bytes)| (name.clone(), bytes.as_u64().unwrap_or_default())).collect();
+        if let Some(why) = what_is_missing(&dir.join(IMAGES), &images) {
+            let message = format!("bundle {name}: it is not whole: {why}");
+            return Err(Error::new("BUNDLE_PARTIAL", message).hint("copy all of it, or take another snapshot"));
         }
         let is_sealed = |key: Key| {
             let dir = File::open(dir)?;
@@ -153,23 +165,25 @@ impl Meta {
             ports: strings(&value["ports"]),
             cpu_features: strings(&value["cpuFeatures"]),
             workload: value["workload"].clone(),
+            images,
             created_unix_ms: value["createdUnixMs"].as_u64().unwrap_or_default(),
             phases: Vec::new(),
             is_own,
         })
     }
 
-    /// Writes it to the bundle in `dir`, which is whole then.
+    /// Writes it, with the images that are there, to the bundle in `dir`, which is whole then.
     ///
     /// # Errors
     /// `SNAPSHOT_DIRECTORY`.
-    pub(crate) fn write(&self, dir: &Path) -> Result<()> {
+    pub(crate) fn write(&mut self, dir: &Path) -> Result<()> {
         self.write_with(dir, Key::of_user())
     }
 
-    fn write_with(&self, dir: &Path, key: Option<Key>) -> Result<()> {
+    fn write_with(&mut self, dir: &Path, key: Option<Key>) -> Result<()> {
         let path: PathBuf = dir.join(NAME);
         let write = || {
+            self.images = lengths(&dir.join(IMAGES))?;
             let mut value = self.to_json();
             if let Some(key) = key {
                 value[SEAL] = key.seal(&File::open(dir)?, &value)?.into();
@@ -201,6 +215,7 @@ impl Meta {
             "ports": self.ports,
             "cpuFeatures": self.cpu_features,
             "workload": self.workload,
+            "images": self.images.iter().cloned().collect::<std::collections::BTreeMap<String, u64>>(),
             "createdUnixMs": self.created_unix_ms,
             "phases": phases,
         })
@@ -227,6 +242,31 @@ pub(crate) fn host_features() -> HashSet<String> {
     line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
 }
 
+/// The files of a directory and how long each is, in order.
+fn lengths(dir: &Path) -> std::io::Result<Vec<(String, u64)>> {
+    let item = |item: std::io::Result<fs::DirEntry>| {
+        let item = item?;
+        let metadata = item.metadata()?;
+        Ok(metadata.is_file().then(|| (item.file_name().to_string_lossy().into_owned(), metadata.len())))
+    };
+    let mut all =
+        fs::read_dir(dir)?.filter_map(|found| item(found).transpose()).collect::<std::io::Result<Vec<_>>>()?;
+    all.sort();
+    Ok(all)
+}
+
+/// The first image that is not there as it was written.
+fn what_is_missing(dir: &Path, images: &[(String, u64)]) -> Option<String> {
+    if !dir.is_dir() {
+        return Some(format!("there is no {IMAGES} in it"));
+    }
+    images.iter().find_map(|(name, bytes)| match fs::metadata(dir.join(name)) {
+        Ok(found) if found.len() == *bytes => None,
+        Ok(found) => Some(format!("{IMAGES}/{name} has {} bytes, not {bytes}", found.len())),
+        Err(_) => Some(format!("there is no {IMAGES}/{name} in it")),
+    })
+}
+
 fn strings(value: &Value) -> Vec<String> {
     let items = value.as_array().into_iter().flatten();
     items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
@@ -241,7 +281,7 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("machinen-meta-{}", std::process::id()));
         fs::create_dir_all(dir.join("img")).unwrap();
         assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_PARTIAL");
-        let meta = Meta {
+        let mut meta = Meta {
             source: "web/1".into(),
             lineage: vec!["web".into()],
             image: "i.tar".into(),
@@ -274,7 +314,17 @@ mod tests {
         fs::write(copy.join(NAME), &text).unwrap();
         assert_eq!(Meta::read_with(&copy, key(1)).unwrap(), meta);
         meta.write_with(&dir, None).unwrap();
+        fs::remove_dir_all(&copy).unwrap();
+        fs::write(dir.join("img/pages-1.img"), "1234").unwrap();
+        meta.write_with(&dir, None).unwrap();
+        assert_eq!(meta.images, [("pages-1.img".to_owned(), 4)]);
         assert_eq!(Meta::read(&dir).unwrap(), meta);
+        fs::write(dir.join("img/pages-1.img"), "123").unwrap();
+        let error = Meta::read(&dir).unwrap_err();
+        assert!(error.to_string().ends_with("img/pages-1.img has 3 bytes, not 4"), "{error}");
+        fs::remove_file(dir.join("img/pages-1.img")).unwrap();
+        let error = Meta::read(&dir).unwrap_err();
+        assert!(error.to_string().ends_with("there is no img/pages-1.img in it"), "{error}");
         for (text, code) in [
             ("", "BUNDLE_INVALID"),
             ("{}", "BUNDLE_INVALID"),
@@ -296,5 +346,10 @@ mod tests {
         assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_INVALID");
         fs::remove_dir_all(&dir).unwrap();
         assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_MISSING");
+        fs::create_dir_all(dir.join(IMAGES)).unwrap();
+        meta.write(&dir).unwrap();
+        fs::remove_dir(dir.join(IMAGES)).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap_err().code(), "BUNDLE_PARTIAL");
+        fs::remove_dir_all(&dir).unwrap();
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! | in the directory | |
 //! |---|---|
-//! | `meta.json` | [`Meta`]: what it came from, and what it needs; written last, so a bundle without it is not whole |
+//! | `meta.json` | [`Meta`]: what it came from, and what it needs, the images and their lengths; written last, so a bundle without it, or without one of those, is not whole |
 //! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
 //! | `root.layer` | what the guest has written to its root disk, as the monitor's `--root-layer` takes it |
 //! | `dump.log` | the engine's log |
@@ -14,6 +14,7 @@
 
 mod ctl;
 mod fork;
+mod lazy;
 mod meta;
 mod restore;
 mod scratch;
@@ -21,9 +22,11 @@ mod seal;
 mod snapshot;
 
 pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
+pub(crate) use self::lazy::{LAZY, pages_pending};
 pub use self::meta::Meta;
 pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH};
 pub use self::restore::RestoreOptions;
+pub(crate) use self::scratch::collect;
 pub use self::snapshot::SnapshotOptions;
 
 use crate::error::{Error, Result};

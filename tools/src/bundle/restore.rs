@@ -192,6 +192,11 @@ impl RestoreOptions {
         }
     }
 
+    /// Whether memory comes page by page.
+    pub(crate) fn is_lazy(&self) -> bool {
+        self.lazy
+    }
+
     /// The directory of the bundle.
     pub(crate) fn bundle(&self) -> &Path {
         &self.bundle

@@ -7,6 +7,9 @@ use std::path::{Path, PathBuf};
 use crate::error::{Error, Result};
 use crate::imagecache;
 
+/// In the cache.
+const DIRECTORY: &str = "bundles";
+
 /// A directory that goes with this value; of one that was killed, with the next that is made.
 #[derive(Debug)]
 pub(crate) struct Scratch {
@@ -28,13 +31,13 @@ impl Scratch {
             )
             .hint("set MACHINEN_CACHE_DIR, or say where the bundle shall stay: --out DIR")
         })?;
-        Scratch::below(&cache.join("bundles"))
+        Scratch::below(&cache.join(DIRECTORY))
     }
 
     fn below(parent: &Path) -> Result<Scratch> {
         let failed = |cause| Error::host("FORK_DIRECTORY", format!("make a directory in {}", parent.display()), cause);
         fs::create_dir_all(parent).map_err(failed)?;
-        sweep(parent);
+        sweep(parent, false);
         for number in 0.. {
             let path = parent.join(format!("{}-{number}", std::process::id()));
             match DirBuilder::new().mode(0o700).create(&path) {
@@ -64,17 +67,19 @@ impl Drop for Scratch {
     }
 }
 
+/// Removes bundles that nobody keeps any more; with `dry_run` only tells which those are.
+pub(crate) fn collect(dry_run: bool) -> Vec<PathBuf> {
+    imagecache::directory().map(|cache| sweep(&cache.join(DIRECTORY), dry_run)).unwrap_or_default()
+}
+
 /// Removes what nobody uses.
-fn sweep(parent: &Path) {
-    for item in fs::read_dir(parent).into_iter().flatten().flatten() {
-        let path = item.path();
-        // Locked until it is gone: its maker may be about to use it.
-        if let Ok(dir) = File::open(&path)
-            && dir.try_lock().is_ok()
-        {
-            let _ = fs::remove_dir_all(&path);
-        }
-    }
+fn sweep(parent: &Path, dry_run: bool) -> Vec<PathBuf> {
+    let items = fs::read_dir(parent).into_iter().flatten().flatten().map(|item| item.path());
+    // Locked until it is gone: its maker may be about to use it.
+    let is_swept = |path: &PathBuf| {
+        File::open(path).is_ok_and(|dir| dir.try_lock().is_ok() && (dry_run || fs::remove_dir_all(path).is_ok()))
+    };
+    items.filter(is_swept).collect()
 }
 
 #[cfg(test)]
@@ -110,6 +115,10 @@ mod tests {
         let path = one.path().to_owned();
         drop(one);
         assert!(!path.exists());
+        fs::create_dir(&left).unwrap();
+        assert_eq!((sweep(&parent, true), left.exists()), (vec![left.clone()], true));
+        assert_eq!((sweep(&parent, false), left.exists()), (vec![left.clone()], false));
+        assert_eq!(sweep(&parent, false), [] as [PathBuf; 0]);
         drop(other);
         fs::remove_dir(&parent).unwrap();
     }

@@ -9,6 +9,7 @@ use std::os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use machinen_abi::body::Reason;
 use machinen_abi::open::{Operation, Tag};
 use serde_json::Value;
 
@@ -21,6 +22,13 @@ use crate::agent::{self, printable};
 use crate::error::{Error, Result};
 use crate::registry::Registry;
 use crate::vm::{BUNDLE_TAG, Vm};
+
+/// Another dump, or the memory of a lazy restore, is not through yet.
+const BUSY: &str = "SNAPSHOT_BUSY";
+/// How long that is waited for.
+const PATIENCE: Duration = Duration::from_mins(1);
+/// Between two tries.
+const PAUSE: Duration = Duration::from_millis(20);
 
 /// How a machine is frozen.
 #[derive(Clone, Debug, Default)]
@@ -42,16 +50,17 @@ impl Vm {
     /// Freezes the main command and all its processes into `dir`, which must be empty or not there yet.
     ///
     /// # Errors
-    /// `SNAPSHOT_BUSY` when another is being taken; `SNAPSHOT_DIRECTORY` when `dir` cannot be used; `SNAPSHOT_FAILED`, with the last words of CRIU, when the processes cannot be
-    /// dumped: they go on, and the log is in `dir`. `CTL_…` and `EXEC_…` when the machine cannot be asked.
+    /// `SNAPSHOT_BUSY` while another is being taken; `SNAPSHOT_DIRECTORY` when `dir` cannot be used; `SNAPSHOT_FAILED`, with the last
+    /// words of CRIU, when the processes cannot be dumped: they go on, and the log is in `dir`. `CTL_…` and `EXEC_…` when the
+    /// machine cannot be asked.
     pub fn snapshot(&self, dir: &Path, options: &SnapshotOptions) -> Result<Meta> {
         let begin = Instant::now();
         let entry = Registry::open()?.find(self.id())?.entry;
-        let _turn = turn(self.dir(), self.label())?;
+        // Until the end of this nobody else puts a directory on the share.
+        let _turn = self.take_turn()?;
         let inner = Inner::make(dir)?;
         let mut steps = Steps { begin, done: Vec::new() };
-        ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(inner.directory.as_fd()))?;
-        let dumped = self.dump(options, &mut steps);
+        let dumped = self.dump_when_free(&inner, options, &mut steps);
         let saved = dumped.as_ref().map_or(Ok(()), |_| self.save_disk(dir));
         // A machine that has ended has let go of it; what a dump did is told first.
         let unshared = ctl::ask(self.dir(), &format!("unshare {BUNDLE_TAG}"), None);
@@ -79,6 +88,41 @@ impl Vm {
         let file =
             OpenOptions::new().read(true).write(true).create_new(true).mode(0o600).open(&path).map_err(failed)?;
         ctl::ask(self.dir(), "layer", Some(file.as_fd()))
+    }
+
+    /// One snapshot of a machine is taken at a time. What is given back ends with this process, however that ends.
+    fn take_turn(&self) -> Result<File> {
+        let failed =
+            |cause| Error::host("SNAPSHOT_DIRECTORY", format!("lock directory {}", self.dir().display()), cause);
+        let turn = File::open(self.dir()).map_err(failed)?;
+        match turn.try_lock() {
+            Ok(()) => Ok(turn),
+            Err(TryLockError::WouldBlock) => {
+                let message = format!("machine {}: another snapshot of it is being taken", self.label());
+                Err(Error::new(BUSY, message).retry())
+            }
+            Err(TryLockError::Error(cause)) => Err(failed(cause)),
+        }
+    }
+
+    /// Dumps into the directory, as soon as the guest has no other bundle: the dump of a tool that was killed goes on to its end,
+    /// and a lazy restore has its own until all memory has come.
+    fn dump_when_free(&self, inner: &Inner, options: &SnapshotOptions, steps: &mut Steps) -> Result<(Value, Wire)> {
+        let patience = Instant::now() + options.limit.map_or(PATIENCE, |limit| limit.min(PATIENCE));
+        loop {
+            let shared = ctl::ask(self.dir(), &format!("share {BUNDLE_TAG}"), Some(inner.directory.as_fd()));
+            let error = match shared.and_then(|()| self.dump(options, steps)) {
+                Err(error) if [BUSY, ctl::SHARE_BUSY].contains(&error.code()) => error,
+                done => return done,
+            };
+            // What another has begun to write there is not taken for one's own.
+            let is_empty = fs::read_dir(&inner.path).is_ok_and(|mut items| items.next().is_none());
+            if Instant::now() >= patience || !is_empty {
+                let message = format!("machine {}: an earlier dump or lazy restore is not through yet", self.label());
+                return Err(Error::new(BUSY, message).because(error).retry());
+            }
+            std::thread::sleep(PAUSE);
+        }
     }
 
     /// Has the agent dump; gives what it says of the main command, and the stream, with whose end a machine without processes
@@ -112,6 +156,7 @@ impl Vm {
             Over::Exit(exit) => {
                 Err(failed(self.label(), format!("exit code {}: {}", exit.status(), printable(said.trim()))))
             }
+            Over::Refused(refusal) if refusal.reason == Reason::Busy => Err(Error::new(BUSY, refusal.message).retry()),
             Over::Refused(refusal) => Err(failed(self.label(), refusal.message)),
             _ => Err(failed(self.label(), "the machine ended meanwhile".into())),
         }
@@ -127,25 +172,6 @@ fn with_log(error: Error, dir: &Path) -> Error {
     match log.is_file() {
         true => error.hint(format!("all of the log is in {}", log.display())),
         false => error,
-    }
-}
-
-/// The right to take a snapshot of the machine in `dir`: of two directories for one share the second would get the first's images.
-///
-/// Errors: `SNAPSHOT_BUSY`.
-fn turn(dir: &Path, label: &str) -> Result<File> {
-    let path = dir.join("snapshot.lock");
-    let opened = OpenOptions::new().create(true).truncate(false).write(true).mode(0o600).open(&path);
-    let file = opened.map_err(|cause| Error::host("SNAPSHOT_FAILED", format!("open {}", path.display()), cause))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => {
-            let message = format!("machine {label}: another snapshot of it is being taken");
-            Err(Error::new("SNAPSHOT_BUSY", message).hint("try again when that is done").retry())
-        }
-        Err(TryLockError::Error(cause)) => {
-            Err(Error::host("SNAPSHOT_FAILED", format!("lock {}", path.display()), cause))
-        }
     }
 }
 
@@ -219,7 +245,12 @@ struct Steps {
 impl Steps {
     fn end(&mut self, name: &str) {
         let took = std::mem::replace(&mut self.begin, Instant::now()).elapsed();
-        self.done.push((name.to_owned(), took.as_millis().try_into().unwrap_or(u64::MAX)));
+        let ms = took.as_millis().try_into().unwrap_or(u64::MAX);
+        match self.done.last_mut() {
+            // Tried again.
+            Some((last, sum)) if last == name => *sum = sum.saturating_add(ms),
+            _ => self.done.push((name.to_owned(), ms)),
+        }
     }
 
     /// What the guest names: each point is the end of a step.
@@ -240,17 +271,6 @@ mod tests {
         let dir = std::env::temp_dir().join(format!("machinen-snapshot-{}-{name}", std::process::id()));
         fs::create_dir_all(&dir).unwrap();
         dir
-    }
-
-    #[test]
-    fn one_snapshot_at_a_time() {
-        let dir = scratch("turn");
-        let first = turn(&dir, "m").unwrap();
-        let error = turn(&dir, "m").unwrap_err();
-        assert_eq!((error.code(), error.is_retryable()), ("SNAPSHOT_BUSY", true));
-        drop(first);
-        turn(&dir, "m").unwrap();
-        fs::remove_dir_all(&dir).unwrap();
     }
 
     #[test]

@@ -46,6 +46,7 @@ use crate::agent::signals::Signals;
 use crate::agent::transfer::Transfer;
 use crate::agent::wire::Wire;
 use crate::bootlog::{self, Broken};
+use crate::bundle;
 use crate::error::{Error, Result};
 use crate::registry::{self, Claim, Registry, Removed};
 
@@ -96,7 +97,7 @@ pub struct WriteOptions {
     pub parents: bool,
 }
 
-/// Memory of a machine, in bytes.
+/// Memory of a machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stats {
     /// The most that the guest can have.
@@ -105,6 +106,8 @@ pub struct Stats {
     pub resident_bytes: Option<u64>,
     /// What the guest has given back since its start.
     pub reclaimed_bytes: Option<u64>,
+    /// Pages (4 KiB) that a lazy restore still has to bring; `None` without one, and where the guest does not say.
+    pub lazy_pages_pending: Option<u64>,
 }
 
 /// Boots a machine and starts its main command, with no input; its output is thrown away unless [`Vm::relay_main`] takes it.
@@ -421,6 +424,7 @@ impl Vm {
             ceiling_bytes: vm.entry.memory_mib << 20,
             resident_bytes: vm.resident().map(|(_, bytes)| bytes),
             reclaimed_bytes: vm.reclaimed(),
+            lazy_pages_pending: bundle::pages_pending(&vm.dir, &vm.entry),
         })
     }
 

@@ -28,7 +28,7 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
-use crate::bundle::{IMAGE_KEY, IMAGE_PATH};
+use crate::bundle::{IMAGE_KEY, IMAGE_PATH, LAZY};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
@@ -240,6 +240,9 @@ impl Prepared<'_> {
         // Standard input comes only once, and its image is in the cache.
         let image = if entry.image == "-" { self.disk.clone() } else { absolute(Path::new(&entry.image)) };
         entry.other.insert(IMAGE_PATH.into(), image.display().to_string().into());
+        if options.restore.as_ref().is_some_and(|restore| restore.is_lazy()) {
+            entry.other.insert(LAZY.into(), true.into());
+        }
         entry
     }
 
@@ -294,7 +297,7 @@ fn image_key(disk: &Path) -> String {
 }
 
 /// Refuses a port that a machine has, by its name; others who may have it are seen when it is forwarded.
-fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
+pub(crate) fn ports_are_free(registry: &Registry, publish: &[String]) -> Result<()> {
     if publish.is_empty() {
         return Ok(());
     }

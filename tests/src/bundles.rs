@@ -1,0 +1,116 @@
+//! What tests of snapshots have in common.
+
+#![forbid(unsafe_code)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::path::{Path, PathBuf};
+
+use serde_json::Value;
+
+use crate::cli::Cli;
+use crate::monitor::LIMIT;
+
+/// Answers each request with the number of requests so far, on port 8000.
+pub const SERVER: &str = r#"
+import socket
+listener = socket.create_server(("", 8000))
+print("listening", flush=True)
+n = 0
+while True:
+    s, _ = listener.accept()
+    if s.recv(1000):
+        n += 1
+        s.sendall(b"HTTP/1.0 200 OK\r\n\r\n%d\n" % n)
+    s.close()
+"#;
+
+/// Collects what dead machines left, after which there is none.
+///
+/// # Panics
+/// When there is.
+pub fn no_machine_is_left(cli: &Cli) {
+    let collected = cli.tool("gc", &[]).finish();
+    assert_eq!(collected.code(), 0, "{}", collected.printed());
+    assert_eq!(cli.directories(), [] as [PathBuf; 0]);
+}
+
+/// Takes a snapshot.
+///
+/// # Panics
+/// When that fails.
+pub fn snapshot(cli: &Cli, flags: &[&str], name: &str, dir: &Path) {
+    let made = cli.tool("snapshot", &[flags, &[name, dir.to_str().unwrap()]].concat()).finish();
+    assert_eq!(made.code(), 0, "{}", made.printed());
+}
+
+/// What `machinen ls` says of a machine that lives.
+#[must_use]
+pub fn find(cli: &Cli, name: &str) -> Option<Value> {
+    let list = cli.tool("ls", &["--json"]).finish();
+    let list = String::from_utf8_lossy(&list.stdout).into_owned();
+    let mut all = list.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    all.find(|vm| vm["name"] == name)
+}
+
+/// The same of one that has to.
+///
+/// # Panics
+/// When it is not listed.
+#[must_use]
+pub fn listed(cli: &Cli, name: &str) -> Value {
+    find(cli, name).unwrap_or_else(|| panic!("{name} does not live"))
+}
+
+/// A port of the host that nobody has.
+///
+/// # Panics
+/// When there is none.
+#[must_use]
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
+/// What a server of the host's port answers; `None` where nobody does.
+#[must_use]
+pub fn get(port: u16) -> Option<String> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).ok()?;
+    stream.set_read_timeout(Some(LIMIT)).ok()?;
+    stream.write_all(b"GET / HTTP/1.0\r\n\r\n").ok()?;
+    let mut text = String::new();
+    stream.read_to_string(&mut text).ok()?;
+    text.split_once("\r\n\r\n").map(|(_, body)| body.trim_end().to_owned())
+}
+
+/// The files of a directory tree, to see that they stay as they are.
+///
+/// # Panics
+/// When they cannot be read.
+#[must_use]
+pub fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+    let mut all = Vec::new();
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            all.extend(content(&path));
+        } else {
+            let bytes = fs::read(&path).unwrap();
+            all.push((path, bytes));
+        }
+    }
+    all.sort();
+    all
+}
+
+/// Copies a bundle, for a test that breaks it.
+///
+/// # Panics
+/// When that fails.
+pub fn copy(from: &Path, to: &Path) {
+    for (path, bytes) in content(from) {
+        let path = to.join(path.strip_prefix(from).unwrap());
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(path, bytes).unwrap();
+    }
+}
