@@ -32,7 +32,7 @@ const SCRIPT: &str = r#"set -e
 mkdir -p "$DIR/share"
 "$TOOLS/machinen-bundles" "$TOOLS" "$1" "$2" "$IMAGE" "$DIR"
 exec "$TOOLS/machinen-run" -m 1024 --share "$DIR/share:/share" "$IMAGE" -- python3 -c "$4" "$3""#;
-/// Of [`FILES`]. Each takes half a minute there.
+/// Of [`FILES`]. Each takes one to two minutes in the lab.
 const FILE_ROUNDS: &str = "3";
 /// Writes, reads and removes 10,000 files of 1 KiB, and one of 256 MiB, here and there; what was written is on its disk, and what is read
 /// is not in memory.

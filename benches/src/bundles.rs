@@ -34,7 +34,7 @@ print("ready", flush=True)
 while os.read(0, 1): print(heap[len(heap) // 2], flush=True)
 "#;
 
-/// What is timed: name, heap in MiB, how, and in which rounds (each so-manieth).
+/// What is timed: name, heap in MiB, how, and every how many rounds.
 const KINDS: [(&str, &str, How, u32); 6] = [
     ("criu.restore_lazy_16", "16", How::Lazy, 1),
     ("criu.restore_lazy_512", "512", How::Lazy, 1),
@@ -77,7 +77,7 @@ fn run() -> Result<()> {
     let begin = Instant::now();
     for round in 0..WARM_UP + rounds {
         for (name, heap, how, each) in order.shuffled().map(|index| KINDS[index]) {
-            if round < WARM_UP || round % each == 0 {
+            if round < WARM_UP || (round - WARM_UP).is_multiple_of(each) {
                 let ms = place.time(heap, how, None)?;
                 if round >= WARM_UP {
                     say(name, "ms", ms);
