@@ -2,14 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpListener, TcpStream};
+use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 
 use serde_json::Value;
 
 use crate::cli::Cli;
+use crate::host::without_holes;
 use crate::monitor::LIMIT;
 
 /// Answers each request with the number of requests so far, on port 8000.
@@ -83,20 +85,23 @@ pub fn get(port: u16) -> Option<String> {
     text.split_once("\r\n\r\n").map(|(_, body)| body.trim_end().to_owned())
 }
 
+/// A file: its path, its length, and what is in it.
+pub type Content = (PathBuf, u64, Vec<(u64, Vec<u8>)>);
+
 /// The files of a directory tree, to see that they stay as they are.
 ///
 /// # Panics
 /// When they cannot be read.
 #[must_use]
-pub fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
+pub fn content(dir: &Path) -> Vec<Content> {
     let mut all = Vec::new();
     for entry in fs::read_dir(dir).unwrap() {
         let path = entry.unwrap().path();
         if path.is_dir() {
             all.extend(content(&path));
         } else {
-            let bytes = fs::read(&path).unwrap();
-            all.push((path, bytes));
+            let (bytes, parts) = (fs::metadata(&path).unwrap().len(), without_holes(&path));
+            all.push((path, bytes, parts));
         }
     }
     all.sort();
@@ -108,9 +113,11 @@ pub fn content(dir: &Path) -> Vec<(PathBuf, Vec<u8>)> {
 /// # Panics
 /// When that fails.
 pub fn copy(from: &Path, to: &Path) {
-    for (path, bytes) in content(from) {
+    for (path, bytes, parts) in content(from) {
         let path = to.join(path.strip_prefix(from).unwrap());
         fs::create_dir_all(path.parent().unwrap()).unwrap();
-        fs::write(path, bytes).unwrap();
+        let file = File::create(path).unwrap();
+        file.set_len(bytes).unwrap();
+        parts.iter().for_each(|(at, part)| file.write_all_at(part, *at).unwrap());
     }
 }

@@ -1,10 +1,14 @@
 //! What tests see of a process from outside: the flags of its descriptors, its processor time, whether it sleeps.
 
-use std::fs;
+use std::fs::{self, File};
 use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd};
+use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::Command;
+
+use crate::sys;
 
 /// Makes the command ignore `signal` from its start, as nohup(1) does.
 pub fn ignore(command: &mut Command, signal: libc::c_int) {
@@ -91,4 +95,20 @@ pub fn rss_kib(process: u32) -> u64 {
     let status = fs::read_to_string(format!("/proc/{process}/status")).expect("the process exists");
     let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).expect("a process with memory");
     line.trim().trim_end_matches(" kB").parse().expect("a number")
+}
+
+/// Everything in a file that is no hole: where it is, and the bytes.
+///
+/// # Panics
+/// When it cannot be read.
+#[must_use]
+pub fn without_holes(path: &Path) -> Vec<(u64, Vec<u8>)> {
+    let file = File::open(path).unwrap();
+    let extents = sys::data_extents(&file).unwrap();
+    let read = |(at, bytes): &(u64, u64)| {
+        let mut content = vec![0; usize::try_from(*bytes).unwrap()];
+        file.read_exact_at(&mut content, *at).unwrap();
+        (*at, content)
+    };
+    extents.iter().map(read).collect()
 }

@@ -2,15 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use std::fs::File;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::time::Duration;
 
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::{Scratch, monitor};
+use machinen_tests::host::without_holes;
 use machinen_tests::lab::Arch;
-use machinen_tests::{Finished, Run, asset, bin, rootfs, sys};
+use machinen_tests::{Finished, Run, asset, bin, rootfs};
 
 /// Copies thousands of files, looks whether they are the same as before and after all has been read from the disk again.
 const SCRIPT: &str = r#"
@@ -49,18 +48,6 @@ fn run_in(scratch: &Scratch, kernel: &str, modules: &[&str], disk: &str) -> Fini
     monitor(&asset(kernel), &initrd).args(["-m", "512", "--root-disk", disk]).finish()
 }
 
-/// Everything in a file that is not a hole.
-fn content(path: &Path) -> Vec<(u64, Vec<u8>)> {
-    let file = File::open(path).unwrap();
-    let extents = sys::data_extents(&file).unwrap();
-    let read = |(at, bytes): &(u64, u64)| {
-        let mut content = vec![0; usize::try_from(*bytes).unwrap()];
-        file.read_exact_at(&mut content, *at).unwrap();
-        (*at, content)
-    };
-    extents.iter().map(read).collect()
-}
-
 fn assert_ran(finished: &Finished) {
     let printed = finished.printed();
     let lines: Vec<&str> = printed.lines().collect();
@@ -72,9 +59,9 @@ fn assert_ran(finished: &Finished) {
 fn on_a_layer(kernel: &str, modules: &[&str]) {
     let (scratch, e2fs) = (Scratch::new(), E2fs::new());
     let image = image(&scratch, &e2fs);
-    let before = content(&image);
+    let before = without_holes(&image);
     assert_ran(&run_in(&scratch, kernel, modules, &image.display().to_string()));
-    assert!(content(&image) == before, "the base image has changed");
+    assert!(without_holes(&image) == before, "the base image has changed");
 }
 
 fn in_place(kernel: &str, modules: &[&str]) {
