@@ -1,7 +1,7 @@
 //! Directories in the cache for bundles that nobody keeps.
 
 use std::fs::{self, DirBuilder, File};
-use std::os::unix::fs::DirBuilderExt;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt};
 use std::path::{Path, PathBuf};
 
 use crate::error::{Error, Result};
@@ -46,7 +46,7 @@ impl Scratch {
             }
             // Swept meanwhile by somebody who found it without its lock: another one.
             match File::open(&path) {
-                Ok(lock) if lock.try_lock().is_ok() && path.is_dir() => return Ok(Scratch { path, _lock: lock }),
+                Ok(lock) if lock.try_lock().is_ok() && is_at(&lock, &path) => return Ok(Scratch { path, _lock: lock }),
                 Err(cause) if cause.kind() != std::io::ErrorKind::NotFound => return Err(failed(cause)),
                 _ => {}
             }
@@ -75,11 +75,21 @@ pub(crate) fn collect(dry_run: bool) -> Vec<PathBuf> {
 /// Removes what nobody uses.
 fn sweep(parent: &Path, dry_run: bool) -> Vec<PathBuf> {
     let items = fs::read_dir(parent).into_iter().flatten().flatten().map(|item| item.path());
-    // Locked until it is gone: its maker may be about to use it.
+    // Locked until it is gone: its maker may be about to use it. What is there by then may be somebody else's.
     let is_swept = |path: &PathBuf| {
-        File::open(path).is_ok_and(|dir| dir.try_lock().is_ok() && (dry_run || fs::remove_dir_all(path).is_ok()))
+        let is_unused = |dir: &File| dir.try_lock().is_ok() && is_at(dir, path);
+        File::open(path).is_ok_and(|dir| is_unused(&dir) && (dry_run || fs::remove_dir_all(path).is_ok()))
     };
     items.filter(is_swept).collect()
+}
+
+/// Whether the open directory is the one of this path.
+fn is_at(dir: &File, path: &Path) -> bool {
+    let identity = |metadata: fs::Metadata| (metadata.dev(), metadata.ino());
+    match (dir.metadata(), fs::symlink_metadata(path)) {
+        (Ok(open), Ok(named)) => identity(open) == identity(named),
+        _ => false,
+    }
 }
 
 #[cfg(test)]
