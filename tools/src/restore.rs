@@ -7,7 +7,7 @@ use crate::bundle::{RestoreOptions, Tcp};
 use crate::diagnostic::Diagnostic;
 use crate::guestio::{Stdio, seconds};
 use crate::program::{EXIT_TOOL, Said, Tool};
-use crate::run::{Life, live, place_share};
+use crate::run::{Life, live, place_mount, place_share};
 use crate::vm::BootOptions;
 
 /// Name and codes of the program.
@@ -122,11 +122,7 @@ pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
     options.kernel = args.kernel.map(|path| plain(path).into());
     options.modules = args.modules.map(|path| plain(path).into());
     for text in args.mount.into_iter().map(plain) {
-        let (host, guest) = text
-            .rsplit_once(':')
-            .filter(|(host, guest)| !host.is_empty() && guest.starts_with('/'))
-            .ok_or_else(|| usage(format!("--mount {text}: not HOST:GUEST with an absolute path of the guest")))?;
-        options = options.mount(host, guest);
+        options = place_mount(options, &text).map_err(usage)?;
     }
     for text in args.share.into_iter().map(plain) {
         options = place_share(options, &text).map_err(usage)?;

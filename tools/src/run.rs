@@ -294,11 +294,7 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
     options.memory_mib = args.memory.as_ref().map(memory).transpose()?;
     options.publish = args.publish.clone();
     for text in &args.mount {
-        let (host, guest) = text
-            .rsplit_once(':')
-            .filter(|(host, guest)| !host.is_empty() && guest.starts_with('/'))
-            .ok_or_else(|| usage(format!("--mount {text}: not HOST:GUEST with an absolute path of the guest")))?;
-        options = options.mount(host, guest);
+        options = place_mount(options, text).map_err(usage)?;
     }
     for text in &args.share {
         options = place_share(options, text).map_err(usage)?;
@@ -316,6 +312,14 @@ fn options(args: &Args, command: Option<Vec<OsString>>, stdio: &Stdio) -> std::r
     options.trace = args.trace.is_some() || args.verbose;
     options.verbose = args.verbose;
     Ok(options)
+}
+
+/// Reads `HOST:GUEST`.
+pub(crate) fn place_mount(options: BootOptions, text: &str) -> std::result::Result<BootOptions, String> {
+    let places = text.rsplit_once(':').filter(|(host, guest)| !host.is_empty() && guest.starts_with('/'));
+    let (host, guest) =
+        places.ok_or_else(|| format!("--mount {text}: not HOST:GUEST with an absolute path of the guest"))?;
+    Ok(options.mount(host, guest))
 }
 
 /// Adds a share that is `HOST:GUEST`, `HOST:GUEST:ro` or `HOST:GUEST:rw`.

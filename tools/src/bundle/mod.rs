@@ -29,6 +29,9 @@ pub use self::restore::RestoreOptions;
 pub(crate) use self::scratch::collect;
 pub use self::snapshot::SnapshotOptions;
 
+use machinen_abi::open::Tag;
+
+use crate::agent::request::Request;
 use crate::error::{Error, Result};
 
 /// What was written to the root disk, in a bundle.
@@ -86,6 +89,15 @@ impl Tcp {
             (true, false) => Ok(Tcp::Close),
             (false, true) => Ok(Tcp::Keep),
             (true, true) => Err("--tcp-close and --tcp-keep contradict each other".into()),
+        }
+    }
+
+    /// Has the agent do it.
+    fn ask(self, request: Request) -> Request {
+        match self {
+            Tcp::Refuse => request,
+            Tcp::Close => request.with(Tag::TcpClose, []),
+            Tcp::Keep => request.with(Tag::TcpKeep, []),
         }
     }
 }

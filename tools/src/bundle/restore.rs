@@ -1,6 +1,7 @@
 //! What a new machine needs for a bundle, compared with what there is.
 
 use std::fs::File;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use machinen_abi::open::{Operation, Tag};
@@ -185,7 +186,9 @@ impl RestoreOptions {
     /// `BUNDLE_INVALID`.
     pub(crate) fn layer(&self, key: &str) -> Result<Option<File>> {
         let path = self.bundle.join(LAYER);
-        match File::open(&path) {
+        // A pipe would have this program wait for somebody who writes to it.
+        let flags = rustix::fs::OFlags::NONBLOCK.bits().cast_signed();
+        match File::options().read(true).custom_flags(flags).open(&path) {
             Ok(file) => Ok(Some(file).filter(|_| self.meta.image_key == key)),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
@@ -208,11 +211,7 @@ impl RestoreOptions {
         if self.lazy {
             request = request.with(Tag::Lazy, []);
         }
-        request = match self.tcp {
-            Tcp::Refuse => request,
-            Tcp::Close => request.with(Tag::TcpClose, []),
-            Tcp::Keep => request.with(Tag::TcpKeep, []),
-        };
+        request = self.tcp.ask(request);
         if let Some(size) = command.terminal {
             request = request.with(Tag::Size, size.to_bytes());
         }

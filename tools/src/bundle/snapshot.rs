@@ -135,11 +135,7 @@ impl Vm {
         if options.leave_running {
             request = request.with(Tag::LeaveRunning, []);
         }
-        request = match options.tcp {
-            Tcp::Refuse => request,
-            Tcp::Close => request.with(Tag::TcpClose, []),
-            Tcp::Keep => request.with(Tag::TcpKeep, []),
-        };
+        request = options.tcp.ask(request);
         if let Some(limit) = options.limit {
             let seconds = u32::try_from(limit.as_secs().max(1)).unwrap_or(u32::MAX);
             request = request.with(Tag::Timeout, seconds.to_le_bytes());

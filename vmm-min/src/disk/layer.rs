@@ -30,8 +30,7 @@ impl Layer {
     pub fn new(bytes: u64) -> io::Result<Layer> {
         let file = unnamed_file()?;
         file.set_len(bytes.next_multiple_of(CLUSTER_BYTES))?;
-        let words = bytes.div_ceil(CLUSTER_BYTES).div_ceil(64);
-        Ok(Layer { file, present: vec![0; usize::try_from(words).map_err(io::Error::other)?] })
+        Ok(Layer { file, present: vec![0; words(bytes)?] })
     }
 
     /// What is in `file`, of which only these clusters count.
@@ -76,6 +75,11 @@ impl Layer {
             *word |= bit;
         }
     }
+}
+
+/// Words of the map of a disk of `bytes` bytes.
+pub fn words(bytes: u64) -> io::Result<usize> {
+    usize::try_from(bytes.div_ceil(CLUSTER_BYTES).div_ceil(64)).map_err(io::Error::other)
 }
 
 fn place(cluster: u64) -> (usize, u64) {

@@ -7,7 +7,7 @@ use std::fs::File;
 use std::io;
 use std::os::unix::fs::FileExt;
 
-use super::layer::{CLUSTER_BYTES, Cluster, Layer};
+use super::layer::{CLUSTER_BYTES, Cluster, Layer, words};
 
 const MAGIC: [u8; 8] = *b"mchnlyr1";
 const TRAILER_BYTES: u64 = 24;
@@ -69,10 +69,6 @@ pub fn load(file: File, bytes: u64) -> io::Result<Layer> {
     file.read_exact_at(&mut map, end)?;
     let present = map.as_chunks().0.iter().map(|word| u64::from_le_bytes(*word)).collect();
     Ok(Layer::of(file, present))
-}
-
-fn words(bytes: u64) -> io::Result<usize> {
-    usize::try_from(bytes.div_ceil(CLUSTER_BYTES).div_ceil(64)).map_err(io::Error::other)
 }
 
 #[cfg(test)]
