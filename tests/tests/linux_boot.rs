@@ -119,6 +119,12 @@ fn a_workspace_appears_at_its_mount_point() {
 }
 
 #[test]
+fn a_guest_finds_the_id_of_its_generation() {
+    let finished = Guest::busybox("find /sys/bus/platform/drivers/vmgenid/ -type l | wc -l").run();
+    assert_eq!((finished.code(), finished.printed().as_str()), (0, "1\n"));
+}
+
+#[test]
 fn a_guest_has_the_memory_it_was_given_below_and_above_the_hole() {
     for given_mib in [256, 4096] {
         let guest = Guest::busybox("while read -r name kib unit; do echo $kib; exit; done </proc/meminfo");
