@@ -95,6 +95,10 @@ impl Platform {
         let at = GuestAddress(layout::RAM_START);
         ram.populate(at, tree.len() as u64);
         assert!(ram.write(at, &tree), "RAM holds at least the tree");
+        // Whatever tree it is: the user's may be one of ours.
+        let mut generation_id = [0; fdt::GENERATION_ID_BYTES];
+        sys::random(&mut generation_id).map_err(|cause| Error::host("HOST_RANDOM", "getrandom", cause))?;
+        assert!(ram.write(GuestAddress(layout::GENERATION_ID), &generation_id), "RAM holds more than the tree");
         self.set(X0, at.0)?;
         self.set(PC, boot.entry.0)
     }
