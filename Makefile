@@ -24,9 +24,6 @@ quiet := $(shell test -t 2 || echo --quiet)
 # always built by itself.
 no_std := guest-init
 
-# The bare KVM calls that start-up is compared with are for x86_64 so far.
-not_aarch64 := --exclude machinen-benches
-
 # Seconds for each fuzz target.
 FUZZ_SECONDS ?= 60
 
@@ -63,7 +60,7 @@ lint: deps ## format and lints for both architectures
 	@cargo fmt --all --check
 	@fixtures/lint
 	@cargo clippy --quiet --workspace --exclude $(no_std) --all-targets --target x86_64-unknown-linux-musl -- -D warnings
-	@cargo clippy --quiet --workspace --exclude $(no_std) $(not_aarch64) --all-targets --target aarch64-unknown-linux-musl -- -D warnings
+	@cargo clippy --quiet --workspace --exclude $(no_std) --all-targets --target aarch64-unknown-linux-musl -- -D warnings
 	@cargo clippy --quiet -p $(no_std) --target x86_64-unknown-linux-musl --target aarch64-unknown-linux-musl -- -D warnings
 
 bench: deps lab rootfs kernel build ## every figure beside what it is compared with, also in target/bench/report.json
