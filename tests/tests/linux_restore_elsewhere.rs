@@ -188,6 +188,32 @@ fn bundles_that_are_broken_or_do_not_fit() {
     no_machine_is_left(&cli);
 }
 
+#[test]
+fn where_it_came_from_is_known() {
+    let cli = Cli::of_debian();
+    let [first, second] = ["first", "second"].map(|name| cli.path(name));
+    dump(&cli, &[], &first);
+    let meta = |bundle: &Path| serde_json::from_slice::<Value>(&fs::read(bundle.join("meta.json")).unwrap()).unwrap();
+    assert_eq!((&meta(&first)["lineage"], &meta(&first)["restoredFrom"]), (&json!([]), &json!("")));
+    let mut echo = Session::on_pipes(cli.command("restore", &["--name", "f", first.to_str().unwrap()]));
+    echo.type_in("b\n");
+    echo.expect("2 b\n");
+    snapshot(&cli, &[], "f", &second);
+    assert_eq!(echo.end().code(), Some(125));
+    assert_eq!((&meta(&second)["lineage"], &meta(&second)["restoredFrom"]), (&json!(["e"]), &json!(first)));
+
+    let mut echo = Session::on_pipes(cli.command("restore", &["--name", "g", second.to_str().unwrap()]));
+    echo.type_in("c\n");
+    echo.expect("3 c\n");
+    let entries = cli.directories().into_iter().map(|dir| fs::read(dir.join("vm.json")).unwrap());
+    let mut entries = entries.map(|text| serde_json::from_slice::<Value>(&text).unwrap());
+    let entry = entries.find(|entry| entry["name"] == "g").unwrap();
+    assert_eq!((&entry["lineage"], &entry["restored_from"]), (&json!(["f", "e"]), &json!(second)));
+    echo.close_input();
+    assert_eq!(echo.end().code(), Some(5), "{}", echo.printed());
+    no_machine_is_left(&cli);
+}
+
 /// Writes each line that it reads to an open file of a share. (CRIU does not compare the lengths of files that are only appended to.)
 const WRITER: &str = "exec 9<>/s/log; echo ready; while read -r line; do echo $line >&9; echo done; done; exit 6";
 

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use machinen_abi::open::{Operation, Tag};
 
-use super::meta::{Meta, host_features};
+use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features};
 use super::{LAYER, Tcp};
 use crate::agent::printable;
 use crate::agent::request::{Command, Request};
@@ -95,6 +95,8 @@ impl RestoreOptions {
         self.compare_processor()?;
         options.command =
             Command { terminal: options.command.terminal, detached: options.command.detached, ..Command::default() };
+        options.other.insert(LINEAGE.into(), meta::lineage(&self.meta.source, &self.meta.lineage).into());
+        options.other.insert(RESTORED_FROM.into(), self.bundle.to_string_lossy().into());
         options.restore = Some(Box::new(self));
         Ok(options)
     }
