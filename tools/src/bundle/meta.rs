@@ -16,7 +16,7 @@ use crate::outfile::Outfile;
 use crate::registry::Entry;
 
 /// Name of the file.
-const NAME: &str = "meta.json";
+pub(super) const NAME: &str = "meta.json";
 /// In it: the code of [`Key::seal`].
 const SEAL: &str = "seal";
 /// Name of the directory of the engine's images.
