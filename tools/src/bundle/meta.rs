@@ -43,6 +43,8 @@ pub struct Meta {
     pub image_key: String,
     /// Path of the kernel.
     pub kernel: String,
+    /// What identifies its content; empty where that is not known.
+    pub kernel_id: String,
     /// MiB of RAM that the guest could have.
     pub memory_mib: u64,
     /// The main command has a terminal.
@@ -83,6 +85,7 @@ impl Meta {
             image: text(IMAGE_PATH),
             image_key: text(IMAGE_KEY),
             kernel: entry.kernel.clone(),
+            kernel_id: text(KERNEL_ID),
             memory_mib: entry.memory_mib,
             terminal: entry.other.get("terminal").and_then(Value::as_bool).unwrap_or(false),
             mounts: entry.mounts.clone(),
@@ -162,6 +165,7 @@ impl Meta {
             image: text("image"),
             image_key: text("imageKey"),
             kernel: text("kernel"),
+            kernel_id: text("kernelId"),
             memory_mib: value["memoryMib"].as_u64().unwrap_or_default(),
             terminal: value["terminal"].as_bool().unwrap_or(false),
             mounts: strings(&value["mounts"]),
@@ -213,6 +217,7 @@ impl Meta {
             "image": self.image,
             "imageKey": self.image_key,
             "kernel": self.kernel,
+            "kernelId": self.kernel_id,
             "memoryMib": self.memory_mib,
             "terminal": self.terminal,
             "mounts": self.mounts,
@@ -237,6 +242,8 @@ fn open(path: &Path) -> io::Result<File> {
 pub(crate) const IMAGE_PATH: &str = "image_path";
 /// In an entry: what identifies the content of the image.
 pub(crate) const IMAGE_KEY: &str = "image_key";
+/// In an entry: what identifies the content of the kernel.
+pub(crate) const KERNEL_ID: &str = "kernel_id";
 /// In an entry: the machines that it came from, the nearest first.
 pub(crate) const LINEAGE: &str = "lineage";
 /// Most of them.
@@ -313,6 +320,7 @@ mod tests {
             restored_from: "/b".into(),
             image: "i.tar".into(),
             image_key: "k".into(),
+            kernel_id: "i".into(),
             memory_mib: 7,
             terminal: true,
             shares: vec!["/a:/b:ro".into()],

@@ -143,7 +143,12 @@ impl RestoreOptions {
             .hint("give your own by --image, --mount and -v for each; or, if you know who made it, --trust")
     }
 
-    fn name(&self) -> std::path::Display<'_> {
+    /// What would be refused is to be tried.
+    pub(super) fn is_forced(&self) -> bool {
+        self.force
+    }
+
+    pub(super) fn name(&self) -> std::path::Display<'_> {
         self.bundle.display()
     }
 
@@ -170,7 +175,7 @@ impl RestoreOptions {
     }
 
     /// Differences between where it came from and where it goes, a line each; `key` is of the image that the machine is to have.
-    pub(crate) fn warnings(&self, key: &str) -> Vec<String> {
+    pub(super) fn warnings(&self, key: &str) -> Vec<String> {
         let (before, mut all) = (&self.meta.image_key, self.warnings.clone());
         if !before.is_empty() && before != key {
             all.push(format!(
