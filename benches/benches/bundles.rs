@@ -25,8 +25,14 @@ const LAB_MIB: u32 = 8192;
 const KERNEL: &str = "vmlinux-tuned";
 const TOOLS: [&str; 7] =
     ["vmm-min", "init", "machinen-run", "machinen-snapshot", "machinen-restore", "machinen-fork", "machinen-bundles"];
-const ROWS: [&str; 4] =
-    ["criu.restore_lazy_16", "criu.restore_lazy_512", "criu.restore_eager_16", "criu.restore_eager_512"];
+const ROWS: [&str; 6] = [
+    "criu.restore_lazy_16",
+    "criu.restore_lazy_512",
+    "criu.restore_hinted_16",
+    "criu.restore_hinted_512",
+    "criu.restore_eager_16",
+    "criu.restore_eager_512",
+];
 /// With the words after it: rounds and seconds of machinen-bundles, rounds and words of FILES.
 const SCRIPT: &str = r#"set -e
 mkdir -p "$DIR/share"
@@ -73,9 +79,11 @@ for n in range(int(sys.argv[1])):
         forget()
 "#;
 /// The targets of the first two are 1.2 and 0.5.
-const RATIOS: [[&str; 2]; 9] = [
+const RATIOS: [[&str; 2]; 11] = [
     ["criu.restore_lazy_512", "criu.restore_lazy_16"],
     ["criu.restore_lazy_512", "criu.restore_eager_512"],
+    ["criu.restore_hinted_16", "criu.restore_lazy_16"],
+    ["criu.restore_hinted_512", "criu.restore_lazy_512"],
     ["criu.restore_eager_512", "criu.restore_eager_16"],
     ["criu.fork_512", "criu.fork_16"],
     ["share.small_write", "share.small_write_disk"],

@@ -35,9 +35,11 @@ while os.read(0, 1): print(heap[len(heap) // 2], flush=True)
 "#;
 
 /// What is timed: name, heap in MiB, how, and every how many rounds.
-const KINDS: [(&str, &str, How, u32); 6] = [
+const KINDS: [(&str, &str, How, u32); 8] = [
     ("criu.restore_lazy_16", "16", How::Lazy, 1),
     ("criu.restore_lazy_512", "512", How::Lazy, 1),
+    ("criu.restore_hinted_16", "16", How::Hinted, 1),
+    ("criu.restore_hinted_512", "512", How::Hinted, 1),
     ("criu.restore_eager_16", "16", How::Eager, 1),
     ("criu.restore_eager_512", "512", How::Eager, 5),
     ("criu.fork_16", "16", How::Fork, 5),
@@ -46,7 +48,10 @@ const KINDS: [(&str, &str, How, u32); 6] = [
 
 #[derive(Clone, Copy, PartialEq)]
 enum How {
+    /// Without a hint of an earlier restore.
     Lazy,
+    /// With that of the last one.
+    Hinted,
     Eager,
     Fork,
 }
@@ -145,15 +150,20 @@ impl Place {
     /// Milliseconds from execve to the answer, after which it ends.
     fn time(&self, heap: &str, how: How, trace: Option<&Path>) -> Result<f64> {
         let mut command = self.tool(if how == How::Fork { "fork" } else { "restore" });
-        if how == How::Lazy {
+        if matches!(how, How::Lazy | How::Hinted) {
             command.arg("--lazy");
         }
+        let faults = self.bundle(heap).join("faults");
+        if how == How::Lazy && faults.exists() {
+            std::fs::remove_file(&faults)?;
+        }
+        let before = lines(&faults);
         if let Some(trace) = trace {
             command.arg("--trace").arg(trace);
         }
         match how {
             How::Fork => command.arg(format!("heap{heap}")),
-            How::Lazy | How::Eager => command.arg(self.bundle(heap)),
+            How::Lazy | How::Hinted | How::Eager => command.arg(self.bundle(heap)),
         };
         let (theirs, mut input) = io::pipe()?;
         input.write_all(b"x")?;
@@ -162,11 +172,20 @@ impl Place {
         // The command holds the other end of the pipe.
         drop(command);
         let status = started.child.wait()?;
+        if matches!(how, How::Lazy | How::Hinted) {
+            // Those that it had until its end, and that were not known.
+            let name = if how == How::Lazy { "lazy" } else { "hinted" };
+            say(&format!("criu.restore_{name}_{heap}: faults"), "1", (lines(&faults) - before) as f64);
+        }
         match started.first_byte_ns {
             Some(ns) if status.success() => Ok(started.us(ns) / 1e3),
             _ => Err(format!("restore of {heap} MiB: {status}: {}", started.messages()?.trim()).into()),
         }
     }
+}
+
+fn lines(path: &Path) -> usize {
+    std::fs::read_to_string(path).map_or(0, |text| text.lines().count())
 }
 
 /// The steps that a trace tells of, in ms.

@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use std::fs::{self, Permissions};
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, TcpStream};
+use std::os::unix::fs::PermissionsExt;
 
 use machinen_tests::bundles::{content, free_port, get, no_machine_is_left, snapshot};
 use machinen_tests::cli::Cli;
@@ -67,7 +69,11 @@ fn a_server_is_reached_where_it_is_restored() {
     assert_eq!((made.code(), made.printed()), (0, "web/2\n".into()));
     wait_until("it serves", || get(third).is_some_and(|answer| answer == "3"));
     assert_eq!(get(third).as_deref(), Some("4"));
-    assert_eq!(cli.tool("stop", &["-t", "0", "web/2"]).finish().code(), 0);
+    // Who stops it keeps what it had to wait for.
+    assert!(!bundle.join("faults").exists());
+    assert_eq!(cli.tool("stop", &["web/2"]).finish().code(), 0);
+    let faults = fs::read_to_string(bundle.join("faults")).unwrap();
+    assert!(faults.lines().next().is_some_and(|line| line.starts_with("100")), "{faults}");
     no_machine_is_left(&cli);
 }
 
@@ -125,8 +131,13 @@ fn a_tree_with_pipes_and_a_large_heap() {
     assert_eq!(tree.end().code(), Some(125));
     let before = content(&bundle);
 
-    for lazy in [false, true] {
+    // A hint is kept beside what is there, and used; not where it cannot be.
+    let faults = bundle.join("faults");
+    let mut hint = String::new();
+    for (lazy, writable) in [(false, true), (true, false), (true, true), (true, true)] {
         let flags: &[&str] = if lazy { &["--lazy"] } else { &[] };
+        fs::set_permissions(&bundle, Permissions::from_mode(if writable { 0o700 } else { 0o770 })).unwrap();
+        let flags = if writable { flags } else { &["--lazy", "--trust"] };
         let dir = bundle.to_str().unwrap();
         let mut tree = Session::on_pipes(cli.command("restore", &[flags, &["--name", "t", dir]].concat()));
         tree.type_in("two\n");
@@ -141,6 +152,12 @@ fn a_tree_with_pipes_and_a_large_heap() {
         tree.close_input();
         assert_eq!(tree.end().code(), Some(9), "{}", tree.printed());
         assert_eq!(tree.printed(), "2 OWT True\n3 EERHT True\n");
+        assert_eq!(faults.exists(), lazy && writable);
+        if let Ok(now) = fs::read_to_string(&faults) {
+            println!("{} faults are known", now.lines().count());
+            assert!(now.starts_with(&hint) && now.lines().all(|line| line.starts_with("100")), "{now}");
+            hint = now;
+        }
     }
     assert!(content(&bundle) == before, "the bundle has changed");
     no_machine_is_left(&cli);

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File};
 use std::io::BufWriter;
+use std::os::unix::fs::symlink;
 use std::path::Path;
 
 use machinen_tests::bundles::{copy, no_machine_is_left, snapshot};
@@ -88,10 +89,26 @@ fn another_kernel() {
     let stock = ["--kernel", &kernel, "--modules", &modules];
     let bundle = cli.path("of-tuned");
     dump(&cli, &[], &bundle);
-    assert_eq!(goes_on(&cli, &stock, &bundle), "");
+    let said = goes_on(&cli, &stock, &bundle);
+    assert!(said.starts_with("machinen-restore: the kernel is another (6.") && said.lines().count() == 1, "{said}");
+    assert!(said.contains("+deb12-cloud-amd64 #1 SMP") && said.contains("-machinen #1 20"), "{said}");
+    // One that says what it lacks.
+    let lacking = cli.path("vmlinux-lacking");
+    symlink(&kernel, &lacking).unwrap();
+    fs::write(cli.path("config-lacking"), "CONFIG_X86_64=y\n").unwrap();
+    let stock_lacking = ["--kernel", lacking.to_str().unwrap(), "--modules", &modules];
+    let printed = refused(&cli, &stock_lacking, &bundle).printed();
+    for word in ["RESTORE_KERNEL", "+deb12", "-machinen", " CONFIG_CHECKPOINT_RESTORE ", "--force"] {
+        assert!(printed.contains(word), "{word} is not in: {printed}");
+    }
+    let said = goes_on(&cli, &[&stock_lacking[..], &["--force"]].concat(), &bundle);
+    assert!(said.contains(" CONFIG_CHECKPOINT_RESTORE ") && said.lines().count() == 1, "{said}");
     let bundle = cli.path("of-stock");
     dump(&cli, &stock, &bundle);
-    assert_eq!(goes_on(&cli, &["--lazy"], &bundle), "");
+    // Its own, which is not read for that.
+    assert_eq!(goes_on(&cli, &stock_lacking, &bundle), "");
+    let said = goes_on(&cli, &["--lazy"], &bundle);
+    assert!(said.starts_with("machinen-restore: the kernel is another (6.") && said.lines().count() == 1, "{said}");
     no_machine_is_left(&cli);
 }
 
@@ -131,6 +148,18 @@ fn another_image() {
     pack(&image, version.as_bytes());
     let said = goes_on(&cli, &["--image", image.to_str().unwrap()], &bundle);
     assert!(said.starts_with("machinen-restore: the image is another (") && said.lines().count() == 1, "{said}");
+    // By its list of packages it has CRIU 3.17.1.
+    let flags = ["--image", image.to_str().unwrap()];
+    edit(&bundle, |meta| meta["workload"]["criu"] = json!("3.99"));
+    let printed = refused(&cli, &flags, &bundle).printed();
+    for word in ["RESTORE_CRIU", "older (3.17.1-", "(3.99)", "--force"] {
+        assert!(printed.contains(word), "{word} is not in: {printed}");
+    }
+    let said = goes_on(&cli, &[&flags[..], &["--force"]].concat(), &bundle);
+    assert!(said.contains("CRIU of the image is older (3.17.1-") && said.lines().count() == 2, "{said}");
+    edit(&bundle, |meta| meta["workload"]["criu"] = json!("3.16"));
+    let said = goes_on(&cli, &flags, &bundle);
+    assert!(said.contains("CRIU of the image is newer (3.17.1-") && said.lines().count() == 2, "{said}");
     pack(&image, format!("{version}longer\n").as_bytes());
     let finished = refused(&cli, &["--image", image.to_str().unwrap()], &bundle);
     assert!(finished.printed().contains("etc/debian_version"), "{}", finished.printed());
@@ -184,6 +213,32 @@ fn bundles_that_are_broken_or_do_not_fit() {
     broken("processor", &["RESTORE_CPU", "flux_capacitor", "--force"], &|dir| edit(dir, feature));
     let said = goes_on(&cli, &["--trust", "--force"], &cli.path("processor"));
     assert!(said.contains("flux_capacitor") && said.lines().count() == 1, "{said}");
+    no_machine_is_left(&cli);
+}
+
+#[test]
+fn where_it_came_from_is_known() {
+    let cli = Cli::of_debian();
+    let [first, second] = ["first", "second"].map(|name| cli.path(name));
+    dump(&cli, &[], &first);
+    let meta = |bundle: &Path| serde_json::from_slice::<Value>(&fs::read(bundle.join("meta.json")).unwrap()).unwrap();
+    assert_eq!((&meta(&first)["lineage"], &meta(&first)["restoredFrom"]), (&json!([]), &json!("")));
+    let mut echo = Session::on_pipes(cli.command("restore", &["--name", "f", first.to_str().unwrap()]));
+    echo.type_in("b\n");
+    echo.expect("2 b\n");
+    snapshot(&cli, &[], "f", &second);
+    assert_eq!(echo.end().code(), Some(125));
+    assert_eq!((&meta(&second)["lineage"], &meta(&second)["restoredFrom"]), (&json!(["e"]), &json!(first)));
+
+    let mut echo = Session::on_pipes(cli.command("restore", &["--name", "g", second.to_str().unwrap()]));
+    echo.type_in("c\n");
+    echo.expect("3 c\n");
+    let entries = cli.directories().into_iter().map(|dir| fs::read(dir.join("vm.json")).unwrap());
+    let mut entries = entries.map(|text| serde_json::from_slice::<Value>(&text).unwrap());
+    let entry = entries.find(|entry| entry["name"] == "g").unwrap();
+    assert_eq!((&entry["lineage"], &entry["restored_from"]), (&json!(["f", "e"]), &json!(second)));
+    echo.close_input();
+    assert_eq!(echo.end().code(), Some(5), "{}", echo.printed());
     no_machine_is_left(&cli);
 }
 

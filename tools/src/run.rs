@@ -11,6 +11,7 @@ use serde_json::json;
 
 use crate::agent::relay::{Done, Over, Pause, now_ns};
 use crate::agent::signals::Signals;
+use crate::agent::wire::Wire;
 use crate::args::plain;
 use crate::diagnostic::Diagnostic;
 use crate::error::{Error, Result};
@@ -210,8 +211,14 @@ fn attached(
     ends: (Signals, Option<Instant>),
     held: Held,
 ) -> std::result::Result<u8, Diagnostic> {
-    let Done { over, marks, .. } = relay(stdio, &mut vm, ends, held).map_err(|error| error.diagnostic(EXIT_TOOL))?;
+    let (done, stream) = relay(stdio, &mut vm, ends, held).map_err(|error| error.diagnostic(EXIT_TOOL))?;
+    let Done { over, marks, .. } = done;
     let over_ns = now_ns();
+    if matches!(over, Over::Exit(_)) && options.restore.as_ref().is_some_and(|restore| restore.is_lazy()) {
+        vm.record_faults();
+    }
+    // With this the machine ends.
+    drop(stream);
     let all = |vm: &Vm| {
         let mut all = vm.marks();
         all.extend(marks.iter().cloned());
@@ -233,7 +240,7 @@ fn attached(
     end(over, life.limit, || vm.lost())
 }
 
-fn relay(stdio: &Stdio, vm: &mut Vm, (signals, until): (Signals, Option<Instant>), held: Held) -> Result<Done> {
+fn relay(stdio: &Stdio, vm: &mut Vm, (signals, until): (Signals, Option<Instant>), held: Held) -> Result<(Done, Wire)> {
     let (input, output, error) = channels()?;
     let pause = match vm.monitor() {
         Some(Ok(monitor)) => Pause::Machine(monitor),
@@ -242,8 +249,8 @@ fn relay(stdio: &Stdio, vm: &mut Vm, (signals, until): (Signals, Option<Instant>
     let relay = vm.relay_main(Some(input), output, error).ok_or_else(unreachable_end)?;
     let relay = relay.signals(signals, pause).limit(until).hold(held);
     match stdio.raw()? {
-        Some(raw) => relay.terminal(raw).run(),
-        None => relay.run(),
+        Some(raw) => relay.terminal(raw).run_holding(),
+        None => relay.run_holding(),
     }
 }
 

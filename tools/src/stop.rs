@@ -9,6 +9,7 @@ use serde_json::json;
 
 use crate::agent;
 use crate::args::plain;
+use crate::bundle;
 use crate::diagnostic::{Diagnostic, EXIT_FAILURE};
 use crate::error::{Error, Result};
 use crate::program::{Said, Tool};
@@ -135,6 +136,7 @@ fn ask(vm: &Vm, limit: Duration) -> std::result::Result<(), String> {
         return Err("the guest was not asked".into());
     }
     let deadline = Instant::now() + limit;
+    bundle::record_faults(&vm.dir, &vm.entry, limit);
     let answer = agent::power_off(&vm.dir, deadline);
     let left = deadline.saturating_duration_since(Instant::now());
     let (left, why) = match answer {

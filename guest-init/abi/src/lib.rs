@@ -11,6 +11,7 @@
 #![forbid(unsafe_code)]
 
 pub mod body;
+pub mod fault;
 pub mod frame;
 pub mod glob;
 pub mod open;

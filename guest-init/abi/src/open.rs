@@ -112,7 +112,7 @@ pub enum Tag {
     TcpKeep = 16,
     /// Seconds, 32 bits.
     Timeout = 17,
-    /// Empty: memory comes when it is needed.
+    /// Empty: memory comes when it is needed. Of [`Operation::Stats`]: what was waited for is told instead of how much there is.
     Lazy = 18,
 }
 

@@ -5,6 +5,8 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 
+use machinen_abi::fault::{Fault, MOST_FAULTS};
+
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 
@@ -104,9 +106,27 @@ pub fn fault(line: &[u8]) -> Option<String> {
     Some(format!("{pid} {address}\n"))
 }
 
+/// The pages that a bundle says were waited for, by process and address. Lines that make no sense count, and say nothing.
+#[must_use]
+pub fn hints(text: &[u8]) -> Vec<Fault> {
+    let lines = text.split(|byte| *byte == b'\n').take(MOST_FAULTS);
+    let mut all: Vec<Fault> = lines.filter_map(Fault::parse).collect();
+    // Shell's sort, with Ciura's gaps: the library's has some kilobytes for each type.
+    for gap in [1750, 701, 301, 132, 57, 23, 10, 4, 1] {
+        for end in gap..all.len() {
+            let mut at = end;
+            while at >= gap && all[at] < all[at - gap] {
+                all.swap(at, at - gap);
+                at -= gap;
+            }
+        }
+    }
+    all
+}
+
 #[cfg(test)]
 mod tests {
-    use super::{Pages, Sum, fault};
+    use super::{Fault, Pages, Sum, fault, hints};
     use proptest::prelude::{any, prop, proptest};
 
     const LOG: &str = "(00.224014) uffd: Waiting for incoming connections on lazy-pages.socket\n\
@@ -141,10 +161,21 @@ mod tests {
         assert_eq!(half.text(), "total 17310\nserved 4\npending 17306\nfaults 2\npage_bytes 4096\n");
         assert_eq!(faults(log.as_bytes()), "1001 7f90ee7e9000\n1000 7f90ee7e9000\n");
         assert_eq!(pages(b"", false), Pages::default());
+        let page = |pid| Fault { pid, address: 0x7f90_ee7e_9000 };
+        assert_eq!(hints(faults(log.as_bytes()).as_bytes()), [page(1000), page(1001)]);
         // The one of which the server says that it is done with it needs no more.
         let mut sum = Sum::default();
         log.lines().for_each(|line| sum.add(line.as_bytes()));
         assert_eq!(sum.unserved(), [1001]);
+    }
+
+    #[test]
+    fn hints_are_few_sorted_and_of_one_form() {
+        let text: String = (1..=5000).map(|page| format!("{} {page:x}000\n", 9 - page % 3)).collect();
+        let all = hints(text.as_bytes());
+        assert!(all.len() == 4096 && all.is_sorted());
+        let page = |address| Fault { pid: 7, address };
+        assert_eq!(hints(b"7 2000\n7 1001\n\xff\n\n0 1000\n7 1000\n7 2000"), [0x1000, 0x2000, 0x2000].map(page));
     }
 
     proptest! {

@@ -17,6 +17,8 @@ use crate::wire::request::Tcp;
 pub const BUNDLE: &str = "/run/machinen/bundle";
 /// Where CRIU works: its logs and its socket.
 pub const WORK: &str = "/run/machinen";
+/// What was waited for at earlier lazy restores, in a bundle.
+pub const FAULTS: &str = "faults";
 /// CRIU's log of a dump, in [`WORK`].
 pub const DUMP_LOG: &str = "dump.log";
 /// CRIU's log of a restore, in [`WORK`].

@@ -68,7 +68,10 @@ pub enum Request<'a> {
     /// The main command is restored.
     Restore(Restore),
     /// What a lazy restore still has to bring.
-    Stats,
+    Stats {
+        /// What was waited for, instead.
+        faults: bool,
+    },
 }
 
 /// How to dump.
@@ -183,7 +186,7 @@ fn belongs(operation: Operation, tag: Tag) -> bool {
         Tag::Name => matches!(operation, Operation::TarIn | Operation::TarOut),
         Tag::LeaveRunning | Tag::Timeout => operation == Operation::Dump,
         Tag::TcpClose | Tag::TcpKeep => matches!(operation, Operation::Dump | Operation::Restore),
-        Tag::Lazy => operation == Operation::Restore,
+        Tag::Lazy => matches!(operation, Operation::Restore | Operation::Stats),
     }
 }
 
@@ -267,7 +270,7 @@ impl<'a> Fields<'a> {
                 size: self.size.unwrap_or(USUAL_SIZE),
                 detached: self.detached,
             }),
-            Operation::Stats => Request::Stats,
+            Operation::Stats => Request::Stats { faults: self.lazy },
             Operation::Secrets | Operation::Cloned => {
                 return Err(refusal(Reason::Unsupported, "the operation is not served".to_string()));
             }

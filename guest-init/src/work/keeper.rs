@@ -2,7 +2,6 @@
 
 use alloc::ffi::CString;
 use alloc::vec;
-use alloc::vec::Vec;
 
 use guest_init::config::Config;
 use guest_init::criu::{self, LAZY_LOG, STATUS_FD, WORK, lazy};
@@ -75,11 +74,8 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
     // Nothing that the restored processes talk to stays open here.
     sys::close_from(0).map_err(failed)?;
     sys::wait(pid).map_err(failed)?;
-    let (mut sum, mut faults) = (lazy::Sum::default(), Vec::new());
-    read_log(|line| {
-        sum.add(line);
-        faults.extend(lazy::fault(line).unwrap_or_default().into_bytes());
-    })?;
+    let mut sum = lazy::Sum::default();
+    read_log(|line| sum.add(line))?;
     // With the server gone the kernel gives zeros for what has not come: better no process than one that goes on with those,
     // though it may have come upon some by now.
     for pid in sum.unserved() {
@@ -87,7 +83,7 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
             Ok(()) | Err(_) => {}
         }
     }
-    program::write(&criu::path(WORK, "faults"), &faults)
+    Ok(())
 }
 
 /// Gives each line of the server's log, which may be long.

@@ -42,7 +42,7 @@ pub fn serve(worker: &Worker, request: &Request<'_>) -> Result<(), Failed> {
         Request::TarIn { path, no_owner, name } => tar_in::run(worker, path, *no_owner, *name),
         Request::TarOut { path, exclude, name } => tar_out::run(worker, path, exclude, *name),
         Request::WriteFile { path, mode, append, parents } => write_file::run(worker, path, *mode, *append, *parents),
-        Request::Stats => stats::run(worker),
+        Request::Stats { faults } => stats::run(worker, *faults),
         _ => {
             worker.begin();
             sys::sync();

@@ -4,11 +4,12 @@ use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
+use core::ffi::CStr;
 
 use guest_init::config::Config;
 use guest_init::criu;
-use guest_init::criu::images;
 use guest_init::criu::workload::{self, Workload};
+use guest_init::criu::{FAULTS, images, lazy};
 use guest_init::wire::report::{Failed, Restored};
 use guest_init::wire::request::Restore;
 use machinen_abi::body::Reason;
@@ -16,7 +17,7 @@ use machinen_abi::body::Reason;
 use super::bundle::Bundle;
 use super::dump::{PROBES, PROBES_NAME};
 use super::{Worker, keeper, program, system, write_all};
-use crate::sys::{self, Errno, Fd};
+use crate::sys::{self, Errno, Fd, files};
 
 /// Restores, with the descriptors from 4 on in the place of the old stdin, stdout, stderr and terminal.
 pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Failed> {
@@ -32,6 +33,7 @@ pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Fa
     });
     take_probes(&workload, &images)?;
     give_input(&workload, &images)?;
+    let huge_pages = if restore.lazy { bring_first(&bundle, &images) } else { None };
     let lazy = restore.lazy && is_lazy(worker, config, &images, &bundle);
     worker.mark("criu");
     let log = criu::path(criu::WORK, criu::RESTORE_LOG);
@@ -49,6 +51,12 @@ pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Fa
         return Err(failed);
     }
     worker.mark("restored");
+    if let Some(huge_pages) = huge_pages {
+        // Without them the processes are slower at worst.
+        match program::write(HUGE_PAGES, &huge_pages) {
+            Ok(()) | Err(_) => {}
+        }
+    }
     worker.begin();
     if !lazy {
         bundle.close();
@@ -98,6 +106,45 @@ fn give_input(workload: &Workload, images: &str) -> Result<(), Failed> {
     // All of it fits, or nobody would ever take it.
     let pipe = Fd::open(&CString::new(pipe).unwrap_or_default(), libc::O_WRONLY | libc::O_NONBLOCK).map_err(failed)?;
     pipe.make_room(bytes.len()).and_then(|()| write_all(&pipe, bytes)).map_err(failed)
+}
+
+/// Which of CRIU's memory is in huge pages.
+const HUGE_PAGES: &CStr = c"/sys/kernel/mm/transparent_hugepage/enabled";
+
+/// What the processes had to wait for when they were restored before comes with them: its pages are none that come later, in a
+/// changed map of pages in the place of the bundle's. A hint only: what does not fit, or cannot be, is left out.
+///
+/// A page that CRIU writes must not become a huge one with others in it, which would be zeros and never asked for; so there are none
+/// until it has ended. Returns what is to be written to [`HUGE_PAGES`] then.
+fn bring_first(bundle: &Bundle, images: &str) -> Option<Vec<u8>> {
+    let hints = lazy::hints(&sys::read_file(&bundle.file(FAULTS)).ok()?);
+    let mut before = None;
+    for first in hints.chunk_by(|one, other| one.pid == other.pid) {
+        let name = format!("pagemap-{}.img", first[0].pid);
+        let (theirs, ours) = (criu::path(images, &name), criu::path(criu::WORK, &name));
+        let Some(map) = sys::read_file(&theirs).ok().and_then(|map| images::with_first(&map, first)) else { continue };
+        if before.is_none() {
+            before = Some(without_huge_pages()?);
+        }
+        if program::write(&ours, &map).is_ok() {
+            match files::bind(&ours, &theirs) {
+                Ok(()) | Err(_) => {}
+            }
+        }
+    }
+    before
+}
+
+/// From now on there are no huge pages; gives what was before, `None` when that cannot be. Without such a file the kernel has none.
+fn without_huge_pages() -> Option<Vec<u8>> {
+    let Ok(choices) = sys::read_file(HUGE_PAGES) else { return Some(Vec::new()) };
+    // Sizes of their own go on as the kernel was told.
+    if sys::read_file(c"/proc/cmdline").ok()?.windows(8).any(|word| word == b"thp_anon") {
+        return None;
+    }
+    let before = choices.split(|byte| b"[]".contains(byte)).nth(1)?;
+    program::write(HUGE_PAGES, b"never").ok()?;
+    Some(before.to_vec())
 }
 
 /// Starts what brings memory later. Where that cannot be, a mark says why.

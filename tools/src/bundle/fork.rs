@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use super::meta::LINEAGE;
+use super::meta::RESTORED_FROM;
 use super::restore::RestoreOptions;
 use super::scratch::Scratch;
 use super::snapshot::SnapshotOptions;
@@ -82,12 +82,13 @@ impl Vm {
         let tcp = if options.tcp_keep { Tcp::Keep } else { Tcp::Close };
         let snapshot =
             SnapshotOptions { engine: options.engine, leave_running: true, tcp, ..SnapshotOptions::default() };
-        let meta = self.snapshot(place.path(), &snapshot)?;
-        let mut lineage = vec![self.label().to_owned()];
-        lineage.extend(meta.lineage);
+        self.snapshot(place.path(), &snapshot)?;
         boot.forked_from = Some(self.label().to_owned());
-        boot.other.insert(LINEAGE.into(), lineage.into());
-        let boot = RestoreOptions::new(place.path())?.trust(true).tcp(tcp).boot_options(boot)?;
+        let mut boot = RestoreOptions::new(place.path())?.trust(true).tcp(tcp).boot_options(boot)?;
+        if let Place::Scratch(_) = place {
+            // It is gone when somebody may want to see it.
+            boot.other.remove(RESTORED_FROM);
+        }
         Ok((boot, place))
     }
 }

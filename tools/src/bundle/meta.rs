@@ -16,7 +16,7 @@ use crate::outfile::Outfile;
 use crate::registry::Entry;
 
 /// Name of the file.
-const NAME: &str = "meta.json";
+pub(super) const NAME: &str = "meta.json";
 /// In it: the code of [`Key::seal`].
 const SEAL: &str = "seal";
 /// Name of the directory of the engine's images.
@@ -33,14 +33,18 @@ pub struct Meta {
     pub engine: Engine,
     /// Name or id of the machine that it was.
     pub source: String,
-    /// Those that the machine was a copy of, the nearest first.
+    /// Those that the machine was a copy of, or came from by a restore, the nearest first.
     pub lineage: Vec<String>,
+    /// The bundle that the machine was restored from, where it was then; empty for one that was booted.
+    pub restored_from: String,
     /// The image, as it was given.
     pub image: String,
     /// What identifies its content.
     pub image_key: String,
     /// Path of the kernel.
     pub kernel: String,
+    /// What identifies its content; empty where that is not known.
+    pub kernel_id: String,
     /// MiB of RAM that the guest could have.
     pub memory_mib: u64,
     /// The main command has a terminal.
@@ -77,9 +81,11 @@ impl Meta {
             engine: Engine::Criu,
             source: source.to_owned(),
             lineage: strings(entry.other.get(LINEAGE).unwrap_or(&Value::Null)),
+            restored_from: text(RESTORED_FROM),
             image: text(IMAGE_PATH),
             image_key: text(IMAGE_KEY),
             kernel: entry.kernel.clone(),
+            kernel_id: text(KERNEL_ID),
             memory_mib: entry.memory_mib,
             terminal: entry.other.get("terminal").and_then(Value::as_bool).unwrap_or(false),
             mounts: entry.mounts.clone(),
@@ -155,9 +161,11 @@ impl Meta {
             engine,
             source: text("source"),
             lineage: strings(&value["lineage"]),
+            restored_from: text("restoredFrom"),
             image: text("image"),
             image_key: text("imageKey"),
             kernel: text("kernel"),
+            kernel_id: text("kernelId"),
             memory_mib: value["memoryMib"].as_u64().unwrap_or_default(),
             terminal: value["terminal"].as_bool().unwrap_or(false),
             mounts: strings(&value["mounts"]),
@@ -205,9 +213,11 @@ impl Meta {
             "engine": self.engine.name(),
             "source": self.source,
             "lineage": self.lineage,
+            "restoredFrom": self.restored_from,
             "image": self.image,
             "imageKey": self.image_key,
             "kernel": self.kernel,
+            "kernelId": self.kernel_id,
             "memoryMib": self.memory_mib,
             "terminal": self.terminal,
             "mounts": self.mounts,
@@ -232,8 +242,23 @@ fn open(path: &Path) -> io::Result<File> {
 pub(crate) const IMAGE_PATH: &str = "image_path";
 /// In an entry: what identifies the content of the image.
 pub(crate) const IMAGE_KEY: &str = "image_key";
-/// In an entry: the machines that it is a copy of.
+/// In an entry: what identifies the content of the kernel.
+pub(crate) const KERNEL_ID: &str = "kernel_id";
+/// In an entry: the machines that it came from, the nearest first.
 pub(crate) const LINEAGE: &str = "lineage";
+/// Most of them.
+const MOST_LINEAGE: usize = 64;
+/// Most bytes of each; a name has fewer.
+const MOST_NAME_BYTES: usize = 256;
+
+/// That of a machine that comes from this one and those that it came from. A bundle is anybody's: bounded.
+pub(super) fn lineage(source: &str, before: &[String]) -> Vec<String> {
+    let all = std::iter::once(source).chain(before.iter().map(String::as_str));
+    all.filter(|name| (1..=MOST_NAME_BYTES).contains(&name.len())).take(MOST_LINEAGE).map(str::to_owned).collect()
+}
+
+/// In an entry: the bundle that it was restored from.
+pub(crate) const RESTORED_FROM: &str = "restored_from";
 
 /// The features of this host's processor, as the kernel calls them.
 pub(crate) fn host_features() -> HashSet<String> {
@@ -277,6 +302,14 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_lineage_is_bounded() {
+        let before: Vec<String> = (0..100).map(|n| n.to_string()).chain(["x".repeat(257), String::new()]).collect();
+        let all = lineage("web", &before);
+        assert_eq!((all.len(), &*all[0], &*all[63]), (64, "web", "62"));
+        assert_eq!(lineage("", &before[99..]), ["99"]);
+    }
+
+    #[test]
     fn what_is_written_is_read() {
         let dir = std::env::temp_dir().join(format!("machinen-meta-{}", std::process::id()));
         fs::create_dir_all(dir.join("img")).unwrap();
@@ -284,8 +317,10 @@ mod tests {
         let mut meta = Meta {
             source: "web/1".into(),
             lineage: vec!["web".into()],
+            restored_from: "/b".into(),
             image: "i.tar".into(),
             image_key: "k".into(),
+            kernel_id: "i".into(),
             memory_mib: 7,
             terminal: true,
             shares: vec!["/a:/b:ro".into()],

@@ -6,12 +6,14 @@
 //! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
 //! | `root.layer` | what the guest has written to its root disk, as the monitor's `--root-layer` takes it |
 //! | `dump.log` | the engine's log |
+//! | `faults` | what processes had to wait for at lazy restores: the only file that comes later |
 //!
 //! - [`snapshot`]: from a machine to a bundle.
-//! - [`restore`]: what a new machine needs for one, compared with what there is.
+//! - [`restore`], [`compare`]: what a new machine needs for one, compared with what there is.
 //! - [`seal`]: whose bundle it is.
 //! - [`fork`]: one after the other.
 
+mod compare;
 mod ctl;
 mod fork;
 mod lazy;
@@ -21,10 +23,11 @@ mod scratch;
 mod seal;
 mod snapshot;
 
+pub(crate) use self::compare::There;
 pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
-pub(crate) use self::lazy::{LAZY, pages_pending};
+pub(crate) use self::lazy::{LAZY, pages_pending, record_faults};
 pub use self::meta::Meta;
-pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH};
+pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH, KERNEL_ID};
 pub use self::restore::RestoreOptions;
 pub(crate) use self::scratch::collect;
 pub use self::snapshot::SnapshotOptions;

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use machinen_abi::open::{Operation, Tag};
 
-use super::meta::{Meta, host_features};
+use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features};
 use super::{LAYER, Tcp};
 use crate::agent::printable;
 use crate::agent::request::{Command, Request};
@@ -95,6 +95,8 @@ impl RestoreOptions {
         self.compare_processor()?;
         options.command =
             Command { terminal: options.command.terminal, detached: options.command.detached, ..Command::default() };
+        options.other.insert(LINEAGE.into(), meta::lineage(&self.meta.source, &self.meta.lineage).into());
+        options.other.insert(RESTORED_FROM.into(), self.bundle.to_string_lossy().into());
         options.restore = Some(Box::new(self));
         Ok(options)
     }
@@ -141,7 +143,12 @@ impl RestoreOptions {
             .hint("give your own by --image, --mount and -v for each; or, if you know who made it, --trust")
     }
 
-    fn name(&self) -> std::path::Display<'_> {
+    /// What would be refused is to be tried.
+    pub(super) fn is_forced(&self) -> bool {
+        self.force
+    }
+
+    pub(super) fn name(&self) -> std::path::Display<'_> {
         self.bundle.display()
     }
 
@@ -168,7 +175,7 @@ impl RestoreOptions {
     }
 
     /// Differences between where it came from and where it goes, a line each; `key` is of the image that the machine is to have.
-    pub(crate) fn warnings(&self, key: &str) -> Vec<String> {
+    pub(super) fn warnings(&self, key: &str) -> Vec<String> {
         let (before, mut all) = (&self.meta.image_key, self.warnings.clone());
         if !before.is_empty() && before != key {
             all.push(format!(

@@ -3,6 +3,7 @@
 //! - [`input`]: kernel files and configurations, read and told apart.
 //! - [`extract`], [`check`], [`modules`], [`host`]: one verb each.
 //! - [`config`], [`features`]: a kernel's configuration, and what our features need of it.
+//! - [`identity`]: which kernel a file is.
 //! - [`package`], [`modinfo`]: kernel packages, and what a module says about itself.
 
 pub mod check;
@@ -10,6 +11,7 @@ pub mod config;
 pub mod extract;
 pub mod features;
 pub mod host;
+pub(crate) mod identity;
 pub mod input;
 pub mod modinfo;
 pub mod modules;

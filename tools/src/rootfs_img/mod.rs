@@ -51,6 +51,12 @@ const CODES: Codes = Codes {
 const FORMAT: &str = "ext4-1";
 /// Where /init looks for the command.
 const CONFIG: &[u8] = b"machinen-config.json";
+/// What Debian and those that come from it have installed.
+const PACKAGES: &[u8] = b"var/lib/dpkg/status";
+/// A larger one says nothing here.
+const PACKAGES_MAX_BYTES: u64 = 32 << 20;
+/// Suffix of the file beside an image that has the version of its package of CRIU, if it has one.
+const CRIU: &str = "criu";
 /// A larger one is only in the image: /init reads it there, up to 16 MiB.
 const CONFIG_MAX_BYTES: u64 = 1 << 20;
 const STDIN: &str = "standard input";
@@ -188,7 +194,8 @@ fn make(
                 None => builder.build(phases)?,
             };
             source.unchanged(&named, store)?;
-            store.commit(&key, built.image, built.least_bytes, &[("config.json", built.config.as_deref())])?;
+            let beside = [("config.json", built.config.as_deref()), (CRIU, built.criu.as_deref().map(str::as_bytes))];
+            store.commit(&key, built.image, built.least_bytes, &beside)?;
             phases.end("commit");
         } else if !big_enough(store, &key, size) {
             store.grow(&key, size.unwrap_or_else(|| store.least_bytes(&key)))?;
@@ -199,6 +206,21 @@ fn make(
         store.remember(identity.slot(), identity.fingerprint(), &key);
     }
     Ok((key, cached))
+}
+
+/// The version of CRIU's package in the image at this path, where it was made here, and after this was kept.
+pub(crate) fn criu_of(image: &Path) -> Option<String> {
+    let cache = crate::imagecache::directory()?;
+    image.starts_with(fs::canonicalize(cache).ok()?).then(|| fs::read_to_string(image.with_extension(CRIU)).ok())?
+}
+
+/// The version of an installed package, by dpkg's list of them (deb-control(5): paragraphs of fields).
+fn version_of(package: &str, list: &[u8]) -> Option<String> {
+    let list = String::from_utf8_lossy(list);
+    let paragraph =
+        list.split("\n\n").find(|text| text.trim_start().lines().next() == Some(&format!("Package: {package}")))?;
+    let field = |name: &str| paragraph.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(": "));
+    field("Status")?.ends_with(" installed").then(|| field("Version").map(str::to_owned))?
 }
 
 fn big_enough(store: &Store, key: &str, size: Option<u64>) -> bool {
@@ -361,6 +383,7 @@ struct Built {
     /// Its length when no size is given.
     least_bytes: u64,
     config: Option<Vec<u8>>,
+    criu: Option<String>,
 }
 
 impl Builder<'_> {
@@ -384,9 +407,10 @@ impl Builder<'_> {
         let uuid = uuid(&digest::digest(tree, |_, _| Ok(()))?);
         input.write(image.file(), self.size.unwrap_or(least_bytes), uuid, phases)?;
         let config = input.read(CONFIG, CONFIG_MAX_BYTES)?;
+        let criu = input.read(PACKAGES, PACKAGES_MAX_BYTES)?.and_then(|packages| version_of("criu", &packages));
         e2fsck::check(&image.reach(), self.e2fsck)?;
         phases.end("e2fsck");
-        Ok(Built { image, least_bytes, config })
+        Ok(Built { image, least_bytes, config, criu })
     }
 
     fn read_tar(&self, file: &File, name: &str, spool: &mut tar::Spool, phases: &mut Phases) -> Result<(Tree, File)> {
@@ -420,4 +444,19 @@ fn uuid(hash: &[u8; 32]) -> [u8; 16] {
     uuid[6] = (uuid[6] & 0x0f) | 0x80;
     uuid[8] = (uuid[8] & 0x3f) | 0x80;
     uuid
+}
+
+#[cfg(test)]
+mod tests {
+    use super::version_of;
+
+    #[test]
+    fn packages_have_the_version_that_is_installed() {
+        let list = b"Package: a\nStatus: install ok installed\nVersion: 1\n\nPackage: criu\nStatus: install ok installed\n\
+            Depends: a\nVersion: 3.17.1-2+deb12u2\n\nPackage: b\nStatus: deinstall ok config-files\nVersion: 2\n\nPackage: c\n";
+        assert_eq!(version_of("criu", list).as_deref(), Some("3.17.1-2+deb12u2"));
+        assert_eq!(version_of("a", list).as_deref(), Some("1"));
+        assert_eq!(["b", "c", "cri", ""].map(|name| version_of(name, list)), [None, None, None, None]);
+        assert_eq!(version_of("criu", b"\xff"), None);
+    }
 }

@@ -428,6 +428,14 @@ impl Vm {
         })
     }
 
+    /// Keeps what the processes of a lazy restore had to wait for, in the bundle. Until the host has closed the main command's
+    /// stream its guest answers.
+    pub(crate) fn record_faults(&self) {
+        if let Ok(vm) = Registry::open().and_then(|registry| registry.find(&self.id)) {
+            bundle::record_faults(&vm.dir, &vm.entry, Duration::MAX);
+        }
+    }
+
     /// What the guest and the monitor have printed so far. Of a long log the first and the last 8 MiB, and a line that says how many
     /// bytes are not kept.
     ///

@@ -28,11 +28,11 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
-use crate::bundle::{IMAGE_KEY, IMAGE_PATH, LAZY};
+use crate::bundle::{IMAGE_KEY, IMAGE_PATH, KERNEL_ID, LAZY, There};
 use crate::error::{Error, Result};
 use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
-use crate::{assets, bootlog, imagecache, kernel, mountdisk, net};
+use crate::{assets, bootlog, imagecache, kernel, mountdisk, net, rootfs_img};
 
 /// The console of the guest, and what the monitor says.
 pub const BOOT_LOG: &str = "boot.log";
@@ -114,6 +114,7 @@ pub(crate) struct Prepared<'a> {
     bundle: Option<OwnedFd>,
     initrd: File,
     marks: Vec<(u64, String)>,
+    warnings: Vec<String>,
 }
 
 /// Finds and makes what a machine is made of.
@@ -130,17 +131,24 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
     })?;
     let disk = resolve_image(image, options.verbose)?;
     let restore = options.restore.as_ref();
-    let layer = restore.map_or(Ok(None), |restore| restore.layer(&image_key(&disk)))?;
+    let mut warnings = Vec::new();
+    let mut layer = None;
+    if let Some(restore) = restore {
+        let (image_key, criu) = (image_key(&disk), rootfs_img::criu_of(&disk));
+        let there = There { image_key: &image_key, criu: criu.as_deref(), kernel: &kernel.path };
+        warnings = restore.compare(&there)?;
+        layer = restore.layer(&image_key)?;
+    }
     marks.push((now_ns(), "image ready".into()));
     let mounts = mounts(options)?;
     let initrd = initramfs(init, &kernel, options, &shares)?;
-    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, layer, bundle, initrd, marks })
+    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, layer, bundle, initrd, marks, warnings })
 }
 
 impl Prepared<'_> {
     /// What may be wrong with it, a line each.
-    pub(crate) fn warnings(&self) -> Vec<String> {
-        self.options.restore.as_ref().map(|restore| restore.warnings(&image_key(&self.disk))).unwrap_or_default()
+    pub(crate) fn warnings(&self) -> &[String] {
+        &self.warnings
     }
 
     /// Starts the machine, until its guest asks for its command. SIGINT and its like end the start where `signals` are given.
@@ -222,8 +230,12 @@ impl Prepared<'_> {
     fn entry(&self) -> Entry {
         let options = self.options;
         let mut entry = Entry::new();
+        entry.other = options.other.clone();
         entry.image = options.image.clone().unwrap_or_default();
         entry.kernel = self.kernel.path.display().to_string();
+        if let Some(id) = kernel::identity::identity(&self.kernel.path) {
+            entry.other.insert(KERNEL_ID.into(), id.into());
+        }
         entry.memory_mib = options.memory();
         entry.ports = options.publish.clone();
         // A bundle of it is restored from anywhere.
@@ -234,7 +246,6 @@ impl Prepared<'_> {
         entry.detached = options.command.detached;
         entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
         entry.forked_from = options.forked_from.clone();
-        entry.other = options.other.clone();
         entry.other.insert(TERMINAL.into(), options.command.terminal.is_some().into());
         entry.other.insert(IMAGE_KEY.into(), image_key(&self.disk).into());
         // Standard input comes only once, and its image is in the cache.
