@@ -85,7 +85,7 @@ build: deps ## release build of all programs, static
 	@cargo build $(quiet) --release --workspace --exclude $(no_std) --bins --target $(target)
 	@cargo build $(quiet) --release -p $(no_std) --target $(target)
 	@for arch in $(foreign); do \
-	    cargo build $(quiet) --release --workspace --exclude $(no_std) $(not_aarch64) --bins --target $$arch-unknown-linux-musl && \
+	    cargo build $(quiet) --release --workspace --exclude $(no_std) --bins --target $$arch-unknown-linux-musl && \
 	    cargo build $(quiet) --release -p $(no_std) --target $$arch-unknown-linux-musl || exit; \
 	done
 
