@@ -181,7 +181,7 @@ fn initrd() -> Result<TempFile> {
 
 /// QEMU with what it links and the firmware of microvm: path here, path in the lab.
 fn qemu_files() -> Result<Vec<(PathBuf, PathBuf)>> {
-    let mut files = lab::program::files(QEMU).ok_or("qemu-system-x86_64 is missing: make deps")?;
+    let mut files = lab::program::files(lab::Arch::OWN, QEMU).ok_or("qemu-system-x86_64 is missing: make deps")?;
     for entry in fs::read_dir(FIRMWARE)?.filter_map(std::result::Result::ok) {
         let name = entry.file_name();
         let wanted = ["bios-microvm.bin", "qboot.rom", "kvmvapic.bin", "linuxboot_dma.bin", "pvh.bin"];

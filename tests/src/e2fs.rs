@@ -12,7 +12,7 @@ use crate::guest::Scratch;
 use crate::lab::Arch;
 use crate::{Finished, Run, asset, rootfs};
 
-const LOADER: &str = "ld-linux-x86-64.so.2";
+const LOADER: &str = if cfg!(target_arch = "aarch64") { "ld-linux-aarch64.so.1" } else { "ld-linux-x86-64.so.2" };
 const PROGRAMS: [&str; 2] = ["mke2fs", "e2fsck"];
 const LIBRARIES: [&str; 6] =
     ["libext2fs.so.2", "libe2p.so.2", "libblkid.so.1", "libuuid.so.1", "libcom_err.so.2", "libc.so.6"];

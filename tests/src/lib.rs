@@ -22,6 +22,18 @@ pub mod sys;
 
 use std::path::{Path, PathBuf};
 
+/// Ends a test on other architectures than that one, visibly: `only_on!("x86_64", "ports are x86_64's")`. Such a test is in the
+/// executables of all, so that what one has and another has not is in every list.
+#[macro_export]
+macro_rules! only_on {
+    ($arch:literal, $why:literal) => {
+        if !cfg!(target_arch = $arch) {
+            println!("SKIP: {}", $why);
+            return;
+        }
+    };
+}
+
 pub use run::{Finished, Run};
 
 /// Where downloaded and generated things are kept: `MACHINEN_CACHE_DIR`, or `machinen` in the user's cache.

@@ -2,9 +2,6 @@
 //!
 //! Tests of a thread's signals send them to the thread, so that tests may run beside each other.
 
-// Its guests are of x86_64 instructions.
-#![cfg(target_arch = "x86_64")]
-
 use std::io;
 use std::os::fd::{AsFd, AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
@@ -213,29 +210,108 @@ fn the_kernels_signal_set_has_8_bytes() {
     }
 }
 
-#[test]
-fn a_port_read_lands_in_the_registers_on_the_next_run() {
-    let vm = Kvm::new().unwrap().create_vm().unwrap();
-    let ram = Ram::new(&[Range { start: GuestAddress(0), bytes: 2 << 20 }]).unwrap();
-    ram.register(&vm).unwrap();
-    // in al, dx; hlt: in real mode.
-    assert!(ram.write(GuestAddress(0x1000), &[0xec, 0xf4]));
-    let mut vcpu = vm.create_vcpu(0).unwrap();
-    let mut sregs = vcpu.get_sregs().unwrap();
-    (sregs.cs.base, sregs.cs.selector) = (0, 0);
-    vcpu.set_sregs(&sregs).unwrap();
-    let mut regs = vcpu.get_regs().unwrap();
-    (regs.rip, regs.rflags, regs.rax, regs.rdx) = (0x1000, 2, 0x1111, 0x3f8);
-    vcpu.set_regs(&regs).unwrap();
-    match vcpu.run().unwrap() {
-        VcpuExit::IoIn(0x3f8, data) => data.copy_from_slice(&[0x5a]),
-        exit => panic!("a port read expected: {exit:?}"),
+/// How a read that a KVM_RUN left for gets into the registers: what differs between processors.
+#[cfg(target_arch = "x86_64")]
+mod read {
+    use super::*;
+
+    pub const CODE_ADDRESS: u64 = 0x1000;
+    /// in al, dx; out dx, al: in real mode.
+    pub const CODE: &[u8] = &[0xec, 0xee];
+    pub const NEXT: u64 = CODE_ADDRESS + 1;
+    pub const BEFORE: u64 = 0x1111;
+    pub const AFTER: u64 = 0x115a;
+
+    pub fn start(_vm: &VmFd, vcpu: &VcpuFd) {
+        let mut sregs = vcpu.get_sregs().unwrap();
+        (sregs.cs.base, sregs.cs.selector) = (0, 0);
+        vcpu.set_sregs(&sregs).unwrap();
+        let mut regs = vcpu.get_regs().unwrap();
+        (regs.rip, regs.rflags, regs.rax, regs.rdx) = (CODE_ADDRESS, 2, BEFORE, 0x3f8);
+        vcpu.set_regs(&regs).unwrap();
     }
-    assert_eq!(vcpu.get_regs().unwrap().rax, 0x1111, "not yet");
+
+    pub fn data(exit: VcpuExit<'_>) -> &mut [u8] {
+        match exit {
+            VcpuExit::IoIn(0x3f8, data) => data,
+            exit => panic!("a port read expected: {exit:?}"),
+        }
+    }
+
+    /// What was read, and the next instruction's address.
+    pub fn registers(vcpu: &VcpuFd) -> (u64, u64) {
+        let regs = vcpu.get_regs().unwrap();
+        (regs.rax, regs.rip)
+    }
+
+    pub fn is_write(exit: &VcpuExit<'_>) -> bool {
+        matches!(exit, VcpuExit::IoOut(0x3f8, [0x5a]))
+    }
+}
+
+#[cfg(target_arch = "aarch64")]
+mod read {
+    use super::*;
+
+    pub const CODE_ADDRESS: u64 = LOAD_ADDRESS;
+    /// ldrb w0, [x1]; strb w0, [x1]
+    pub const CODE: &[u8] = &[0x20, 0, 0x40, 0x39, 0x20, 0, 0, 0x39];
+    pub const NEXT: u64 = CODE_ADDRESS + 4;
+    pub const BEFORE: u64 = 0x1111;
+    pub const AFTER: u64 = 0x5a;
+
+    const DEVICE: u64 = 0x0900_0000;
+
+    /// KVM's number of a register: KVM_REG_ARM64, KVM_REG_SIZE_U64, KVM_REG_ARM_CORE; x0 to x30, sp, pc.
+    const fn number(index: u64) -> u64 {
+        0x6030_0000_0010_0000 + 2 * index
+    }
+
+    pub fn start(vm: &VmFd, vcpu: &VcpuFd) {
+        let mut init = Default::default();
+        vm.get_preferred_target(&mut init).unwrap();
+        vcpu.vcpu_init(&init).unwrap();
+        for (index, value) in [(0, BEFORE), (1, DEVICE), (32, CODE_ADDRESS)] {
+            vcpu.set_one_reg(number(index), &u64::to_ne_bytes(value)).unwrap();
+        }
+    }
+
+    pub fn data(exit: VcpuExit<'_>) -> &mut [u8] {
+        match exit {
+            VcpuExit::MmioRead(DEVICE, data) => data,
+            exit => panic!("a read of the device expected: {exit:?}"),
+        }
+    }
+
+    /// What was read, and the next instruction's address.
+    pub fn registers(vcpu: &VcpuFd) -> (u64, u64) {
+        let get = |index| {
+            let mut value = [0; 8];
+            vcpu.get_one_reg(number(index), &mut value).unwrap();
+            u64::from_ne_bytes(value)
+        };
+        (get(0), get(32))
+    }
+
+    pub fn is_write(exit: &VcpuExit<'_>) -> bool {
+        matches!(exit, VcpuExit::MmioWrite(DEVICE, [0x5a]))
+    }
+}
+
+#[test]
+fn a_read_lands_in_the_registers_on_the_next_run() {
+    let vm = Kvm::new().unwrap().create_vm().unwrap();
+    let start = GuestAddress(read::CODE_ADDRESS & !((2 << 20) - 1));
+    let ram = Ram::new(&[Range { start, bytes: 2 << 20 }]).unwrap();
+    ram.register(&vm).unwrap();
+    assert!(ram.write(GuestAddress(read::CODE_ADDRESS), read::CODE));
+    let mut vcpu = vm.create_vcpu(0).unwrap();
+    read::start(&vm, &vcpu);
+    read::data(vcpu.run().unwrap()).copy_from_slice(&[0x5a]);
+    assert_eq!(read::registers(&vcpu).0, read::BEFORE, "not yet");
     vcpu.set_kvm_immediate_exit(1);
     assert_eq!(vcpu.run().map(|_| ()).unwrap_err().errno(), libc::EINTR);
-    let regs = vcpu.get_regs().unwrap();
-    assert_eq!((regs.rax, regs.rip), (0x115a, 0x1001), "settled, and no instruction more");
+    assert_eq!(read::registers(&vcpu), (read::AFTER, read::NEXT), "settled, and no instruction more");
     vcpu.set_kvm_immediate_exit(0);
-    assert!(matches!(vcpu.run().unwrap(), VcpuExit::Hlt));
+    assert!(read::is_write(&vcpu.run().unwrap()));
 }

@@ -108,7 +108,8 @@ fn a_detached_main_command_prints_on_the_console() {
         let since = times.windows(2).map(|pair| (pair[1] - pair[0]) / 1000).collect::<Vec<_>>();
         println!("{kernel}: microseconds from each of {names:?} to the next: {since:?}");
         machine.session.expect("out\nerr\n");
-        assert_eq!(machine.run("touch /tmp/go").triple().2, 0);
+        // The machine may end before the answer does.
+        drop(machine.run("touch /tmp/go"));
         assert_eq!(machine.finish(), (6, "out\nerr\nend\n".into()));
     }
 }

@@ -130,9 +130,8 @@ fn all_devices_at_once_have_their_lines() {
     let modules = ["virtio_blk", "virtio_balloon", "rng_core", "virtio_rng", "failover", "net_failover", "virtio_net"];
     let vsock = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
     let x86 = cfg!(target_arch = "x86_64");
-    // The tuned kernel is for x86_64 so far.
     let kernels = [("vmlinux", [&["virtio_mmio"], &modules[..], &vsock].concat()), ("vmlinux-tuned", vec![])];
-    for (kernel, modules) in kernels.into_iter().take(if x86 { 2 } else { 1 }) {
+    for (kernel, modules) in kernels {
         let modules: Vec<&str> =
             modules.into_iter().filter(|name| asset("modules").join(format!("{name}.ko")).exists()).collect();
         let guest = Guest::busybox(script).modules(&modules);

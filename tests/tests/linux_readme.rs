@@ -6,7 +6,8 @@ use std::os::unix::fs::symlink;
 use std::time::Duration;
 
 use machinen_tests::guest::Scratch;
-use machinen_tests::{Run, asset, bin};
+use machinen_tests::lab::Arch;
+use machinen_tests::{Run, asset, bin, rootfs};
 
 /// The lines of the tour, without what a document puts before them.
 fn tour() -> Vec<&'static str> {
@@ -19,7 +20,7 @@ fn tour() -> Vec<&'static str> {
 #[test]
 fn the_tour_shows_what_it_says() {
     let scratch = Scratch::new();
-    symlink(asset("rootfs-debian-amd64.tar"), scratch.path("debian.tar")).unwrap();
+    symlink(asset(&rootfs(Arch::OWN)), scratch.path("debian.tar")).unwrap();
     let path = format!("{}:{}", bin("vmm-min").parent().unwrap().display(), std::env::var("PATH").unwrap_or_default());
     // A person reads before the next line: the server listens by then.
     let listens = "until machinen exec web -- sh -c 'grep -q 0050 /proc/net/tcp'; do sleep 0.1; done";

@@ -121,10 +121,9 @@ fn pack(to: &Path, version: &[u8]) {
         let path = entry.path().unwrap().into_owned();
         let text = path.to_str().unwrap().trim_start_matches("./").to_owned();
         let mut header = entry.header().clone();
-        if ["usr/share/", "usr/lib/x86_64-linux-gnu/perl/", "usr/lib/x86_64-linux-gnu/gconv/"]
-            .iter()
-            .any(|dropped| text.starts_with(dropped))
-        {
+        let library = text.strip_prefix("usr/lib/").and_then(|rest| rest.split_once("-linux-gnu/"));
+        let dropped = library.is_some_and(|(_, rest)| rest.starts_with("perl/") || rest.starts_with("gconv/"));
+        if dropped || text.starts_with("usr/share/") {
             continue;
         }
         if let Some(link) = entry.link_name().unwrap() {

@@ -113,6 +113,16 @@ impl Ram {
         }
     }
 
+    /// Keeps huge pages out of a range of which little will be touched, where the host gives them to all who do not say no. To
+    /// be called before anything is.
+    pub fn keep_small(&self, at: GuestAddress, bytes: u64) {
+        if let Ok(slice) = self.memory.get_slice(at, to_usize(bytes)) {
+            // SAFETY: get_slice has checked that the range is RAM; the call changes no content. It may fail (a kernel
+            // without huge pages).
+            unsafe { libc::madvise(slice.ptr_guard_mut().as_ptr().cast(), slice.len(), libc::MADV_NOHUGEPAGE) };
+        }
+    }
+
     /// Copies `bytes` to `at`. `false`: the range is not all RAM.
     #[must_use]
     pub fn write(&self, at: GuestAddress, bytes: &[u8]) -> bool {

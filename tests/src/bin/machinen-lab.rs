@@ -19,7 +19,7 @@ are the command's; 125 when the lab failed. make lab makes the lab.
 
   --arch NAME        a lab of this architecture, x86_64 or aarch64 (default: this host's)
   --file HOST:GUEST  bring a file or directory into the lab
-  --program NAME     bring a program of this host, with the libraries that it needs
+  --program NAME     bring a program of this host, or of Debian, with the libraries that it needs
   --out GUEST:HOST   bring one back when the command has ended, in whatever way
   --env NAME=VALUE   add to the environment, which is empty but for PATH and HOME
   --limit SECONDS    kill the lab after that time, boot included (default 300)
@@ -64,7 +64,7 @@ fn failed(message: impl std::fmt::Display) -> ExitCode {
 }
 
 fn parse(mut args: impl Iterator<Item = OsString>) -> Result<(Arch, Job), String> {
-    let (mut arch, mut job) = (Arch::OWN, Job::new([""; 0]));
+    let (mut arch, mut job, mut programs) = (Arch::OWN, Job::new([""; 0]), Vec::new());
     while let Some(arg) = args.next() {
         let option = arg.to_str().filter(|word| word.starts_with("--")).map(str::to_owned);
         let Some(option) = option else {
@@ -93,8 +93,7 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<(Arch, Job), String
             }
             "--file" => job.files.push(paths(&option, &value)?),
             "--program" => {
-                let name = value.to_str().unwrap_or_default();
-                job.files.extend(lab::program::files(name).ok_or_else(|| format!("no program {name} is installed"))?);
+                programs.push(value.to_str().unwrap_or_default().to_owned());
             }
             "--out" => job.wanted.push(paths(&option, &value)?),
             "--env" => job.env.push(split(&value, b'=').ok_or("--env needs NAME=VALUE")?),
@@ -102,6 +101,11 @@ fn parse(mut args: impl Iterator<Item = OsString>) -> Result<(Arch, Job), String
             "--memory" => job.memory_mib = number()?,
             _ => return Err(format!("unknown option {option}\n{}", USAGE.trim_end())),
         }
+    }
+    // Only now it is known for which lab.
+    for name in programs {
+        let files = lab::program::files(arch, &name);
+        job.files.extend(files.ok_or_else(|| format!("no program {name} is there for {}", arch.name()))?);
     }
     job.argv.extend(args);
     if job.argv.is_empty() { Err(format!("no command\n{}", USAGE.trim_end())) } else { Ok((arch, job)) }

@@ -10,10 +10,11 @@ use std::time::{Duration, Instant};
 
 use machinen_tests::lab::Arch;
 use machinen_tests::runner::discover::{self, Class, Executable};
+use machinen_tests::runner::elsewhere;
 use machinen_tests::runner::execute::{Setting, execute};
 use machinen_tests::runner::inside;
 use machinen_tests::runner::place::Place;
-use machinen_tests::runner::record::{Line, Test};
+use machinen_tests::runner::record::{Line, Record, Test, Verdict};
 use machinen_tests::runner::report::Report;
 
 const USAGE: &str = "\
@@ -23,18 +24,16 @@ Builds and runs all tests of the workspace, on the host and, where its KVM does 
 
   --filter TEXT      only tests whose `package::file name` contains the text
   --where host|lab   where tests run that need KVM (default: MACHINEN_TEST_WHERE, or what machinen-probe finds)
-  --arch NAME        x86_64 or aarch64: for another one than this host's, tests that need KVM run in its lab, others not
+  --arch NAME        x86_64 or aarch64 (default: this host's), repeatable: of another one than this host's, tests that need KVM
+                     run in its lab, others not; beside this host's all in make soak, those of runner/elsewhere.rs otherwise
   --limit SECONDS    kill a test after that time (default 120)
   --total SECONDS    tests in the lab that have not ended by then have failed (default 3600)
   --list             print the tests and do not run them
 ";
 
-/// Tests at a time; the lab counts as one.
-const PARALLEL: usize = 2;
-
 struct Options {
     filter: String,
-    arch: Arch,
+    archs: Vec<Arch>,
     place: Option<Place>,
     limit: Duration,
     total: Duration,
@@ -64,7 +63,7 @@ fn main() -> ExitCode {
 fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
     let forced = |word: &str| Place::forced(word).ok_or(format!("{word} is neither host nor lab"));
     let (limit, total) = (Duration::from_mins(2), Duration::from_hours(1));
-    let mut options = Options { filter: String::new(), arch: Arch::OWN, place: None, limit, total, list: false };
+    let mut options = Options { filter: String::new(), archs: Vec::new(), place: None, limit, total, list: false };
     if let Some(word) = std::env::var("MACHINEN_TEST_WHERE").ok().filter(|word| !word.is_empty()) {
         options.place = Some(forced(&word)?);
     }
@@ -75,7 +74,7 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             "--filter" => options.filter = value()?,
             "--arch" => {
                 let name = value()?;
-                options.arch = Arch::parse(&name).ok_or(format!("{name} is neither x86_64 nor aarch64"))?;
+                options.archs.push(Arch::parse(&name).ok_or(format!("{name} is neither x86_64 nor aarch64"))?);
             }
             "--where" => options.place = Some(forced(&value()?)?),
             "--limit" | "--total" => {
@@ -86,52 +85,69 @@ fn parse(mut args: impl Iterator<Item = String>) -> Result<Options, String> {
             _ => return Err(format!("unknown option {option}\n{}", USAGE.trim_end())),
         }
     }
+    if options.archs.is_empty() {
+        options.archs.push(Arch::OWN);
+    }
     Ok(options)
 }
+
+/// Test executables with those of their tests that are to run.
+type Selected = Vec<(Executable, Vec<Test>)>;
 
 /// Whether tests ran and none failed.
 fn run(options: &Options) -> Result<bool, String> {
     let deadline = Instant::now() + options.total;
-    let foreign = options.arch != Arch::OWN;
-    let mut selected = Vec::new();
-    for executable in discover::build(Arch::OWN, foreign)? {
+    let foreign = options.archs.iter().copied().find(|arch| *arch != Arch::OWN);
+    let has_own = options.archs.contains(&Arch::OWN);
+    let mut own = Vec::new();
+    for executable in discover::build(Arch::OWN, !has_own)? {
         let mut tests = discover::tests(&executable)?;
         tests.retain(|test| test.to_string().contains(&options.filter));
-        selected.push((executable, tests));
+        own.push((executable, tests));
     }
-    if foreign {
-        // Only this host's executables can be asked for their tests here.
-        let theirs = discover::build(options.arch, true)?;
-        let same = |own: &Executable| theirs.iter().find(|executable| executable.label == own.label).cloned();
-        selected = selected.into_iter().filter_map(|(own, tests)| Some((same(&own)?, tests))).collect();
+    let (mut theirs, mut left) = (Vec::new(), Vec::new());
+    if let Some(arch) = foreign {
+        theirs = of_other(arch, &own)?;
+        if has_own && !machinen_tests::soak() {
+            for (_, tests) in &mut theirs {
+                left.extend(tests.extract_if(.., |test| !elsewhere::is_chosen(test)));
+            }
+        }
     }
-    selected.retain(|(_, tests)| !tests.is_empty());
-    if selected.is_empty() {
+    if !has_own {
+        own.clear();
+    }
+    for selected in [&mut own, &mut theirs] {
+        selected.retain(|(_, tests)| !tests.is_empty());
+    }
+    if own.is_empty() && theirs.is_empty() && left.is_empty() {
         return Err(format!("no test has {:?} in its name; see machinen-test --list", options.filter));
     }
     if options.list {
-        selected.iter().flat_map(|(_, tests)| tests).for_each(|test| println!("{test}"));
+        own.iter().flat_map(|(_, tests)| tests).for_each(|test| println!("{test}"));
+        let prefix = foreign.filter(|_| has_own).map_or(String::new(), |arch| format!("{} ", arch.name()));
+        theirs.iter().flat_map(|(_, tests)| tests).for_each(|test| println!("{prefix}{test}"));
         return Ok(true);
     }
 
-    let bin_dir = bin_dir(options.arch)?;
-    let assets = options.arch.assets_dir();
-    let setting = Setting { bin_dir: &bin_dir, assets: &assets, limit: options.limit, foreign };
-    let needs_kvm = selected.iter().any(|(executable, _)| executable.class != Class::Host);
+    let needs_kvm = own.iter().any(|(executable, _)| executable.class != Class::Host);
     let place = match &options.place {
-        _ if foreign => Place::forced("lab"),
         Some(place) => Some(place.clone()),
-        None if needs_kvm => Some(Place::probe(&bin_dir)?),
+        None if needs_kvm => Some(Place::probe(&bin_dir(Arch::OWN)?)?),
         None => None,
     };
-    let count = selected.iter().map(|(_, tests)| tests.len()).sum();
+    let count = own.iter().chain(&theirs).map(|(_, tests)| tests.len()).sum();
     let report = Mutex::new(Report::new(count));
     let in_lab = |executable: &Executable| place.as_ref().is_some_and(|place| place.is_lab(executable.class));
-    let (lab, host): (Vec<_>, Vec<_>) = selected.into_iter().partition(|(executable, _)| in_lab(executable));
-    run_all(options.arch, &lab, host, &setting, deadline, &report);
+    let (lab, host): (Vec<_>, Vec<_>) = own.into_iter().partition(|(executable, _)| in_lab(executable));
+    let labs = [(Arch::OWN, lab), (foreign.unwrap_or(Arch::OWN), theirs)];
+    run_all(options, &labs, host, deadline, &report)?;
 
-    let report = report.into_inner().map_err(|_| "a thread of the runner panicked")?;
+    let mut report = report.into_inner().map_err(|_| "a thread of the runner panicked")?;
     report.finish();
+    if let Some(arch) = foreign {
+        left.into_iter().for_each(|test| report.left_out(arch, test, "in make soak"));
+    }
     if let Some(place) = place.filter(|_| needs_kvm) {
         println!("{}", place.sentence());
     }
@@ -139,19 +155,32 @@ fn run(options: &Options) -> Result<bool, String> {
     Ok(report.is_success())
 }
 
+/// The same tests of another architecture. Only this host's executables can be asked for them here.
+fn of_other(arch: Arch, own: &Selected) -> Result<Selected, String> {
+    let theirs = discover::build(arch, true)?;
+    let same = |own: &Executable| theirs.iter().find(|executable| executable.label == own.label).cloned();
+    Ok(own.iter().filter_map(|(own, tests)| Some((same(own)?, tests.clone()))).collect())
+}
+
+/// Runs all: in the labs of this host's and of another architecture, and on the host.
 fn run_all(
-    arch: Arch,
-    lab: &[(Executable, Vec<Test>)],
-    host: Vec<(Executable, Vec<Test>)>,
-    setting: &Setting,
+    options: &Options,
+    labs: &[(Arch, Selected); 2],
+    host: Selected,
     deadline: Instant,
     report: &Mutex<Report>,
-) {
-    let tell = |line| {
+) -> Result<(), String> {
+    let dirs = [bin_dir(labs[0].0)?, bin_dir(labs[1].0)?];
+    let assets = [labs[0].0.assets_dir(), labs[1].0.assets_dir()];
+    let setting = |index: usize| {
+        let foreign = labs[index].0 != Arch::OWN;
+        Setting { bin_dir: &dirs[index], assets: &assets[index], limit: options.limit, foreign }
+    };
+    let tell = |arch: Arch, line| {
         if let Ok(mut report) = report.lock() {
             match line {
                 Line::Started(test) => report.started(&test),
-                Line::Ended(record) => report.ended(record),
+                Line::Ended(record) => report.ended(arch, known(arch, record)),
             }
         }
     };
@@ -162,19 +191,34 @@ fn run_all(
     let queue = Mutex::new(queue);
     let work = || {
         while let Some((executable, test)) = queue.lock().ok().and_then(|mut queue| queue.pop_front()) {
-            tell(Line::Started(test.clone()));
-            tell(Line::Ended(execute(&executable.path, &executable.dir, test, setting)));
+            tell(Arch::OWN, Line::Started(test.clone()));
+            tell(Arch::OWN, Line::Ended(execute(&executable.path, &executable.dir, test, &setting(0))));
         }
     };
+    let lab = |index: usize| {
+        let (arch, tests) = &labs[index];
+        if !tests.is_empty() {
+            inside::run(*arch, tests, &setting(index), deadline, &mut |line| tell(*arch, line));
+        }
+    };
+    // Two at a time: a lab has one processor, and so has a test, mostly.
     std::thread::scope(|scope| {
-        for _ in 1..PARALLEL {
-            scope.spawn(work);
-        }
-        if !lab.is_empty() {
-            inside::run(arch, lab, setting, deadline, &mut |line| tell(line));
-        }
+        scope.spawn(|| {
+            work();
+            lab(1);
+        });
+        lab(0);
         work();
     });
+    Ok(())
+}
+
+/// The record, with a reason for a test that is not there.
+fn known(arch: Arch, record: Record) -> Record {
+    match record.verdict {
+        Verdict::Absent => Record { verdict: elsewhere::absent(arch, &record.test), ..record },
+        _ => record,
+    }
 }
 
 /// The directory of the release programs: this program's own, or for another architecture the one beside its target's.

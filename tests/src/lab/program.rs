@@ -1,16 +1,31 @@
-//! Programs of the host in the lab, with what they are linked to.
+//! Programs in the lab, with what they are linked to: the host's, or for a lab of another architecture Debian's, which
+//! `fixtures/lab/prepare` has put beside what that lab boots.
 
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
+use super::Arch;
+
 /// Where programs are that are no commands of ordinary users.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
 
-/// The files of the program `name` (in PATH and the sbin directories): path here, path in the lab. `None` when it is not
-/// installed, or is a script.
+/// The files of the program `name` for a lab of the architecture: path here, path in the lab. `None` when it is not there, or is
+/// a script.
 #[must_use]
-pub fn files(name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
+pub fn files(arch: Arch, name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
+    if arch == Arch::OWN { own(name) } else { prepared(&arch.assets_dir().join("programs"), name) }
+}
+
+/// The program and its libraries, by a list of their paths below `dir`; the program is the first.
+fn prepared(dir: &Path, name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
+    let list = fs::read_to_string(dir.join(format!("{name}.files"))).ok()?;
+    let to = |index, path| if index == 0 { Path::new("/bin").join(name) } else { Path::new("/").join(path) };
+    Some(list.lines().enumerate().map(|(index, path)| (dir.join(path), to(index, path))).collect())
+}
+
+/// A program in PATH or the sbin directories.
+fn own(name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
     let path = std::env::var_os("PATH").unwrap_or_default();
     let mut places = std::env::split_paths(&path).chain(MORE.map(PathBuf::from)).map(|dir| dir.join(name));
     let program = places.find(|file| file.is_file())?;
@@ -22,4 +37,29 @@ pub fn files(name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
     let all = all.chain(libraries.map(|library| (library.into(), library.into())));
     // By what it leads to: a link would not be a file there.
     Some(all.map(|(from, to): (PathBuf, PathBuf)| (fs::canonicalize(&from).unwrap_or(from), to)).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{Path, PathBuf, fs, own, prepared};
+    use crate::guest::Scratch;
+
+    #[test]
+    fn a_list_names_the_program_first() {
+        let scratch = Scratch::new();
+        scratch.put("x.files", "usr/sbin/x\nlib/libc.so.6\n");
+        let dir = scratch.path("");
+        let pair = |from: &str, to: &str| (dir.join(from), PathBuf::from(to));
+        let expected = vec![pair("usr/sbin/x", "/bin/x"), pair("lib/libc.so.6", "/lib/libc.so.6")];
+        assert_eq!(prepared(&dir, "x"), Some(expected));
+        assert_eq!(prepared(&dir, "y"), None);
+    }
+
+    #[test]
+    fn a_program_of_this_host_comes_with_its_linker() {
+        let files = own("sh").expect("a shell");
+        assert_eq!(files[0].1, Path::new("/bin/sh"));
+        assert!(files.iter().any(|(_, to)| to.to_string_lossy().contains("/ld-")), "{files:?}");
+        assert!(files.iter().all(|(from, _)| fs::symlink_metadata(from).is_ok_and(|found| found.is_file())));
+    }
 }

@@ -47,7 +47,7 @@ const BINS: &[&str] = &[
 ];
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", "pjdfstest", "fsx"];
 
-/// Programs of the host that tests may ask for; passt starts the second, for processors with AVX2.
+/// Programs that tests may ask for; passt starts the second, for processors with AVX2.
 const PROGRAMS: [&str; 6] = ["passt", "passt.avx2", "e2fsck", "mke2fs", "mksquashfs", "tmux"];
 /// What tmux reads: of the terminal that it is itself, and of its characters.
 const TMUX_FILES: [&str; 2] = ["/lib/terminfo/s/screen", "/usr/lib/locale/C.utf8/LC_CTYPE"];
@@ -209,10 +209,8 @@ fn job(
         job.files.push((setting.assets.join(&rootfs), Path::new(ASSETS).join(&rootfs)));
     }
     job.files.extend(TMUX_FILES.iter().filter(|file| Path::new(file).exists()).map(|file| (file.into(), file.into())));
-    // This host's do not run in a lab of another architecture.
-    let programs = PROGRAMS.into_iter().filter(|_| arch == Arch::OWN);
-    job.files.extend(programs.filter_map(program::files).flatten());
-    let plan = std::env::temp_dir().join(format!(".machinen-test-{}.json", std::process::id()));
+    job.files.extend(PROGRAMS.iter().filter_map(|name| program::files(arch, name)).flatten());
+    let plan = std::env::temp_dir().join(format!(".machinen-test-{}-{}.json", std::process::id(), arch.name()));
     let limit_ms = u64::try_from(setting.limit.as_millis()).unwrap_or(u64::MAX);
     let text = json!({"limit_ms": limit_ms, "foreign": setting.foreign, "executables": entries});
     fs::write(&plan, text.to_string()).map_err(|error| format!("cannot write {}: {error}", plan.display()))?;

@@ -6,6 +6,7 @@
 #![forbid(unsafe_code)]
 
 pub mod discover;
+pub mod elsewhere;
 pub mod execute;
 pub mod inside;
 pub mod place;

@@ -26,6 +26,8 @@ pub enum Verdict {
     Skipped(String),
     /// It failed, with this output.
     Failed(String),
+    /// It is not in this architecture's build.
+    Absent,
 }
 
 /// The result of a test.
@@ -70,6 +72,7 @@ impl Line {
                 Verdict::Hung(output) => ("hung", output.as_str()),
                 Verdict::Skipped(reason) => ("skipped", reason.as_str()),
                 Verdict::Failed(output) => ("failed", output.as_str()),
+                Verdict::Absent => ("absent", ""),
             };
             line["verdict"] = word.into();
             line["text"] = text.into();
@@ -91,6 +94,7 @@ impl Line {
             "hung" => Verdict::Hung(text("text")?),
             "skipped" => Verdict::Skipped(text("text")?),
             "failed" => Verdict::Failed(text("text")?),
+            "absent" => Verdict::Absent,
             _ => return None,
         };
         let elapsed = Duration::from_micros(line["us"].as_u64()?);
@@ -113,6 +117,7 @@ mod tests {
             Verdict::PassedAgain(output.clone()),
             Verdict::Hung(output.clone()),
             Verdict::Skipped("no disk".into()),
+            Verdict::Absent,
             Verdict::Failed(output),
         ];
         for verdict in verdicts {

@@ -1,11 +1,15 @@
 //! The architecture: all differences behind one set of names, and the only place with `cfg(target_arch)`.
 //!
-//! The contract, five functions for each architecture:
+//! The contract, five functions for each architecture that make a machine and run it:
 //! - [`ranges`]: where RAM of a given size lies;
 //! - [`Platform::new`]: interrupt controller and vCPU, when RAM is registered;
 //! - [`Platform::prepare`]: tables in RAM and registers, so that the next KVM_RUN starts the guest;
 //! - [`Platform::set_irq`]: the level of a device's line changed;
 //! - [`Platform::run`]: one KVM_RUN, with what the guest accessed passed on to a [`Registers`].
+//!
+//! What else the monitor knows of one are figures, none of which needs KVM but the last: its names ([`NAME`],
+//! [`ELF_MACHINE`]), where things lie ([`kernel_window`], [`VIRTIO_START`], [`UART_IRQ`], [`virtio_irq`]), what the kernel is
+//! told ([`BASE_CMDLINE`], [`device_words`]), and limits ([`MOST_DEVICES`], [`MOST_DTB_BYTES`], [`host_ram_limit_bytes`]).
 
 /// Cortex-A and its like: GIC, PSCI, a device tree. What has no KVM in it is there for tests of any host.
 #[cfg(any(target_arch = "aarch64", test))]

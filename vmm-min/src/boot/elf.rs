@@ -170,7 +170,8 @@ fn read<const N: usize>(kernel: &Source, offset: u64) -> Result<[u8; N]> {
     Ok(bytes)
 }
 
-fn truncated(kernel: &Source) -> Error {
+/// `KERNEL_TRUNCATED` for this kernel.
+pub fn truncated(kernel: &Source) -> Error {
     Error::usage(
         "KERNEL_TRUNCATED",
         format!("kernel {}: its headers name bytes beyond its end at {}", kernel.path, kernel.bytes),

@@ -35,11 +35,19 @@ pub fn load_kernel(ram: &Ram, window: (u64, u64), kernel: &Source) -> Result<Ker
     if let Some(header) = image::Header::read(head) {
         return image::load(ram, window, kernel, header);
     }
-    Err(Error::usage(
-        "KERNEL_UNKNOWN_FORMAT",
-        format!("kernel {}: neither an ELF file nor a bzImage nor an arm64 image", kernel.path),
-        "give an uncompressed vmlinux, a vmlinuz or an Image",
-    ))
+    Err(unknown(&kernel.path, head))
+}
+
+/// `KERNEL_UNKNOWN_FORMAT`. A compressed Image is what some distributions have for arm64; unpacking is not the monitor's work.
+fn unknown(path: &str, head: &[u8]) -> Error {
+    let (what, hint) = match head {
+        [0x1f, 0x8b, ..] => ("it is compressed by gzip", "machinen-kernel extract unpacks it, as gzip -dc does"),
+        _ => (
+            "neither an ELF file nor a bzImage nor an arm64 image",
+            "give an uncompressed vmlinux, a vmlinuz or an Image",
+        ),
+    };
+    Error::usage("KERNEL_UNKNOWN_FORMAT", format!("kernel {path}: {what}"), hint)
 }
 
 /// Places the initrd as high as RAM below the hole allows, above the kernel. Errors: `INITRD_*`.
@@ -83,4 +91,17 @@ fn machine_name(machine: u16) -> String {
 /// The architecture that this monitor runs.
 fn own_machine() -> String {
     machine_name(arch::ELF_MACHINE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::unknown;
+
+    #[test]
+    fn a_compressed_image_is_told_from_noise() {
+        let text = |head: &[u8]| unknown("Image.gz", head).to_string();
+        assert!(text(&[0x1f, 0x8b, 8, 0]).contains("kernel Image.gz: it is compressed by gzip"));
+        assert!(text(b"#!/bin/sh").contains("neither an ELF file nor a bzImage nor an arm64 image"));
+        assert!(text(&[]).contains("neither"));
+    }
 }

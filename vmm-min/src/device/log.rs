@@ -9,7 +9,7 @@ use crate::sys;
 /// What holes are made of.
 const STEP_BYTES: u64 = 1 << 20;
 /// Bytes after which the file is looked at again.
-const LOOK_BYTES: u64 = STEP_BYTES / 4;
+const LOOK_BYTES: u64 = STEP_BYTES / 16;
 
 /// What is kept of a file that this process appends to.
 #[derive(Debug)]

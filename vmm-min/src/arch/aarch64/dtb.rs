@@ -79,9 +79,19 @@ mod tests {
         assert_eq!(chosen.get("rng-seed"), Some([7; SEED_BYTES].as_slice()));
         assert!(chosen.get("stdout-path").is_some());
         let names: Vec<&str> = new.root.children.iter().map(|node| node.name.as_str()).collect();
-        let kept = ["chosen", "cpus", "psci", "timer", "intc@8000000", "serial@9000000", "mine"];
+        let kept = [
+            "chosen",
+            "cpus",
+            "psci",
+            "timer",
+            "intc@8000000",
+            "serial@9000000",
+            "reserved-memory",
+            "rng@401f0000",
+            "mine",
+        ];
         assert_eq!(names, [&kept[..], &["memory@40000000", "virtio_mmio@a000000"]].concat());
-        assert_eq!(new.root.children[7], memory(ram(64)));
+        assert_eq!(new.root.children[9], memory(ram(64)));
         assert_eq!(new.reserved, old.reserved);
     }
 

@@ -1,7 +1,7 @@
 //! The device tree: what the machine has and where, what to boot, and a seed.
 //!
 //! Sources: Devicetree Specification 0.4, 3 (standard nodes); Documentation/devicetree/bindings in Linux: arm/psci,
-//! timer/arm,arch_timer, interrupt-controller/arm,gic and arm,gic-v3, serial/8250, virtio/mmio.
+//! timer/arm,arch_timer, interrupt-controller/arm,gic and arm,gic-v3, serial/8250, virtio/mmio, rng/microsoft,vmgenid.
 
 use super::layout;
 use super::node::{Node, Tree};
@@ -26,8 +26,11 @@ const GIC_PHANDLE: u32 = 1;
 /// First number of an interrupt of three: shared, or a processor's own.
 const SHARED: u32 = 0;
 const PRIVATE: u32 = 1;
-/// Third number: level, active high.
+/// Third number: level, active high; rising edge.
 const LEVEL_HIGH: u32 = 4;
+const EDGE_RISING: u32 = 1;
+/// Bytes of the VM generation id.
+pub const GENERATION_ID_BYTES: usize = 16;
 /// In the third number with GICv2: for processor 0.
 const FIRST_PROCESSOR: u32 = 1 << 8;
 /// The processor's own interrupts for its timers, as KVM has them: secure, physical, virtual, hypervisor.
@@ -48,7 +51,9 @@ pub fn tree(boot: &Boot, ram: Range, gic: Gic, seed: &[u8; SEED_BYTES]) -> Tree 
         .child(Node::new("psci").strings("compatible", &["arm,psci-1.0", "arm,psci-0.2"]).strings("method", &["hvc"]))
         .child(timer(gic))
         .child(controller(gic))
-        .child(uart());
+        .child(uart())
+        .child(reserved())
+        .child(generation_id());
     root.children.extend((0..boot.devices).map(virtio));
     Tree { root, reserved: Vec::new() }
 }
@@ -116,6 +121,26 @@ fn uart() -> Node {
         .cells("interrupts", &line(layout::UART_IRQ))
         .cells("clock-frequency", &[UART_HZ])
         .cells("reg-shift", &[0])
+}
+
+/// Memory that is the VM generation id's: the guest's kernel is not to have it mapped as memory.
+fn reserved() -> Node {
+    let page = Node::new(format!("vmgenid@{:x}", layout::GENERATION_ID))
+        .wide("reg", &[layout::GENERATION_ID, layout::GENERATION_BYTES])
+        .bytes("no-map", &[]);
+    Node::new("reserved-memory")
+        .cells("#address-cells", &[2])
+        .cells("#size-cells", &[2])
+        .bytes("ranges", &[])
+        .child(page)
+}
+
+fn generation_id() -> Node {
+    let number = u32::try_from(layout::GENERATION_IRQ).expect("a line number");
+    Node::new(format!("rng@{:x}", layout::GENERATION_ID))
+        .strings("compatible", &["microsoft,vmgenid"])
+        .wide("reg", &[layout::GENERATION_ID, GENERATION_ID_BYTES as u64])
+        .cells("interrupts", &[SHARED, number, EDGE_RISING])
 }
 
 /// The virtio device in `slot`.

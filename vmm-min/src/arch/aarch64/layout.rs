@@ -10,6 +10,7 @@
 //! 0x0901_0000  exit register
 //! 0x0a00_0000  virtio devices, 4 KiB each
 //! 0x4000_0000  RAM: device tree
+//! 0x401f_0000  VM generation id
 //! 0x4020_0000  kernel (at the offset that its header asks for) ... initrd at the top
 //! ```
 
@@ -29,9 +30,11 @@ pub const BASE_CMDLINE: &str = "console=ttyS0 quiet loglevel=1 panic=-1 cryptomg
 pub const UART_IRQ: usize = 0;
 /// Shared peripheral interrupts of the machine: with the 32 that a processor has of its own, the fewest that KVM makes.
 pub const LINES: usize = 32;
-/// Interrupt lines after the UART's.
-pub const MOST_DEVICES: usize = LINES - FIRST_VIRTIO_IRQ;
+/// Interrupt lines between the UART's and the last.
+pub const MOST_DEVICES: usize = GENERATION_IRQ - FIRST_VIRTIO_IRQ;
 const FIRST_VIRTIO_IRQ: usize = UART_IRQ + 1;
+/// The line that says that the VM generation id is another one.
+pub const GENERATION_IRQ: usize = LINES - 1;
 
 /// First address of the GIC's distributor.
 pub const DISTRIBUTOR: u64 = 0x0800_0000;
@@ -59,10 +62,16 @@ pub const VIRTIO_START: u64 = 0x0a00_0000;
 
 /// First address of RAM, and of the device tree.
 pub const RAM_START: u64 = 0x4000_0000;
-/// The device tree's room. Kernels map 2 MiB of it, and want it in 2 MiB that begin at a multiple of that.
-pub const FDT_BYTES: u64 = 2 << 20;
+/// What lies before the kernel. Kernels map 2 MiB for the device tree, and want it in 2 MiB that begin at a multiple of that.
+pub const LOW_BYTES: u64 = 2 << 20;
+/// The device tree's room.
+pub const FDT_BYTES: u64 = LOW_BYTES - GENERATION_BYTES;
 /// Most bytes of a device tree that the user gives: there are to be more in it then.
-pub const MOST_DTB_BYTES: u64 = FDT_BYTES / 2;
+pub const MOST_DTB_BYTES: u64 = LOW_BYTES / 2;
+/// The VM generation id.
+pub const GENERATION_ID: u64 = RAM_START + FDT_BYTES;
+/// The memory that the guest's kernel leaves to it, since it maps it as a device's: a page, of the largest.
+pub const GENERATION_BYTES: u64 = 0x1_0000;
 /// Kernel and initrd lie in a window of this size (Documentation/arch/arm64/booting.rst in Linux).
 const KERNEL_WINDOW_BYTES: u64 = 32 << 30;
 
@@ -83,7 +92,7 @@ pub fn ranges(bytes: u64) -> Vec<Range> {
 
 /// Where kernel and initrd may lie, in RAM of `bytes`: first address and first one beyond.
 pub fn kernel_window(bytes: u64) -> (u64, u64) {
-    (RAM_START + FDT_BYTES, RAM_START + bytes.min(KERNEL_WINDOW_BYTES))
+    (RAM_START + LOW_BYTES, RAM_START + bytes.min(KERNEL_WINDOW_BYTES))
 }
 
 /// The register at `address`, `None` where the bus knows better.

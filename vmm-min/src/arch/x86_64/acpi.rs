@@ -156,7 +156,7 @@ fn madt() -> MADT {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use acpi_tables::Checksum;
 
@@ -188,5 +188,21 @@ mod tests {
         assert_eq!((&dsdt[..4], sum(dsdt)), (&b"DSDT"[..], 0));
         let madt = table_at(&memory, start, word(&xsdt[44..52]));
         assert_eq!((&madt[..4], sum(madt)), (&b"APIC"[..], 0));
+    }
+
+    /// Sixteen bytes a line, with their place and what of them is text.
+    pub fn dump(memory: &[u8]) -> String {
+        let text = |byte: &u8| if byte.is_ascii_graphic() { char::from(*byte) } else { '.' };
+        let line = |(index, bytes): (usize, &[u8])| {
+            let words: Vec<String> = bytes.iter().map(|byte| format!("{byte:02x}")).collect();
+            format!("{:04x}  {:47}  {}\n", index * 16, words.join(" "), bytes.iter().map(text).collect::<String>())
+        };
+        memory.chunks(16).enumerate().map(line).collect()
+    }
+
+    #[test]
+    fn the_tables_with_two_devices() {
+        let dump = dump(&tables(0xe_0000, 2));
+        assert_eq!(dump, include_str!("acpi.golden"), "{dump}");
     }
 }

@@ -77,6 +77,7 @@ fn low(address: u64) -> u32 {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::arch::x86_64::acpi::tests::dump;
 
     fn sum(bytes: &[u8]) -> u8 {
         bytes.iter().fold(0, |sum: u8, byte| sum.wrapping_add(*byte))
@@ -107,5 +108,11 @@ mod tests {
         }
         assert_eq!(kinds, [1, 1, 1, 24]);
         assert_eq!(u16::from_le_bytes([memory[50], memory[51]]), 27);
+    }
+
+    #[test]
+    fn the_whole_table() {
+        let dump = dump(&table(0xf_0000));
+        assert_eq!(dump, include_str!("mptable.golden"), "{dump}");
     }
 }
