@@ -3,6 +3,8 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::{self, File};
+use std::io::Write;
 use std::path::PathBuf;
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -61,6 +63,11 @@ impl Disks {
 
     /// A guest of Debian with the disk of bundles at `/b`, and the stream for its main command.
     fn boot(&self, kernel: &str, access: &str) -> (Machine, Client) {
+        self.boot_by(None, kernel, access)
+    }
+
+    /// The same, where this program is to become /init.
+    fn boot_by(&self, first: Option<&str>, kernel: &str, access: &str) -> (Machine, Client) {
         let machine = Machine::boot(|bridges| {
             let scratch = Scratch::new();
             let initrd = scratch.path("initrd");
@@ -74,6 +81,12 @@ impl Disks {
             let made = make.finish();
             assert_eq!(made.code(), 0, "{}", made.printed());
             let mut command = Command::new(bin("vmm-min"));
+            if let Some(first) = first {
+                // A second archive, which the kernel unpacks over the first.
+                let more = archive("first", &fs::read(bin(first)).unwrap());
+                File::options().append(true).open(&initrd).unwrap().write_all(&more).unwrap();
+                command.args(["--cmdline", "rdinit=/first"]);
+            }
             command.arg("--kernel").arg(asset(kernel)).arg("--initrd").arg(initrd).args(["-m", "1024"]).args(bridges);
             command.arg("--root-disk").arg(&self.root);
             command.arg("--disk").arg(format!("{}:{access}", self.bundle.display()));
@@ -92,6 +105,20 @@ impl Disks {
         main.open(Operation::Restore, &[&[AT], fields].concat());
         (machine, main)
     }
+}
+
+/// An initramfs of one program (newc, as Documentation/driver-api/early-userspace/buffer-format.rst has it).
+fn archive(name: &str, program: &[u8]) -> Vec<u8> {
+    let mut all = Vec::new();
+    for (name, content) in [(name, program), ("TRAILER!!!", b"")] {
+        let fields = [1, 0o100_755, 0, 0, 1, 0, content.len(), 0, 0, 0, 0, name.len() + 1, 0];
+        let fields: String = fields.iter().map(|field| format!("{field:08x}")).collect();
+        for part in [format!("070701{fields}{name}\0").as_bytes(), content] {
+            all.extend(part);
+            all.resize(all.len().next_multiple_of(4), 0);
+        }
+    }
+    all
 }
 
 fn dump(machine: &Machine, fields: &[Field<'_>]) -> Outcome {
@@ -481,6 +508,33 @@ fn a_tree_with_a_large_heap_comes_eagerly_and_lazily() {
         assert_eq!(outcome.end, End::Exit(Exit::Code(9)), "{outcome:?}");
         print_marks(&format!("restore of {mib} MiB, {}", if lazy { "lazy" } else { "eager" }), &outcome);
         assert_eq!(machine.finish(), (9, String::new()));
+    }
+}
+
+#[test]
+fn a_kernel_that_cannot_bring_memory_later_brings_it_first() {
+    let disks = Disks::new(128);
+    let (machine, mut main) = disks.boot(TUNED, "rw");
+    exec(&mut main, &["python3", "-c", COUNTER]);
+    main.expect_output("\n5\n");
+    let (before, _) = dump_and_end(machine, main, &[]);
+    let last: u32 = before.text().lines().last().unwrap().parse().unwrap();
+    // A kernel that has no userfaultfd, and a server that does not come up.
+    for (first, prepare, why) in [
+        (Some("machinen-without-userfaultfd"), "true", "the kernel has no userfaultfd"),
+        (None, "mkdir -p /run/machinen/lazy-pages.socket/x", "criu lazy-pages: it has ended"),
+    ] {
+        let (machine, mut main) = disks.boot_by(first, TUNED, "ro");
+        assert_eq!(machine.run(prepare).triple().2, 0);
+        main.open(Operation::Restore, &[AT, (Tag::Lazy, b"")]);
+        expect_first(&mut main, last + 1);
+        assert_eq!(stats(&machine)["total"], 0);
+        main.send(Kind::Input, b"end 7\n");
+        let outcome = main.outcome();
+        assert_eq!(outcome.end, End::Exit(Exit::Code(7)), "{outcome:?}");
+        let names: Vec<&str> = outcome.marks.iter().map(|(name, _)| &**name).collect();
+        assert!(names.iter().any(|name| name.starts_with(&format!("not lazy: {why}"))), "{names:?}");
+        assert_eq!(machine.finish(), (7, String::new()));
     }
 }
 

@@ -73,7 +73,7 @@ pub struct Args {
     /// use image and directories that the bundle names, though it was not made by this user here
     #[argh(switch)]
     pub trust: bool,
-    /// try it where this host lacks what the processes have seen
+    /// try it where processor, kernel or CRIU lack what the processes have seen or need
     #[argh(switch)]
     pub force: bool,
     /// end after so many seconds, with 124; 0 is no limit, as without it

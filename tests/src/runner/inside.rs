@@ -43,6 +43,7 @@ const BINS: &[&str] = &[
     "machinen-probe",
     "machinen-traffic",
     "machinen-vsock-peer",
+    "machinen-without-userfaultfd",
 ];
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", "pjdfstest", "fsx"];
 
