@@ -14,6 +14,7 @@
 
 mod ctl;
 mod fork;
+mod inner;
 mod lazy;
 mod meta;
 mod restore;
