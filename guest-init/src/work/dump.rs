@@ -51,7 +51,11 @@ pub fn run(worker: &Worker, config: &Config, dump: &Dump<'_>, mut workload: Work
     let kept = if dump.words.is_empty() { dumping.log.copy(&bundle) } else { Ok(()) };
     drop(dumping);
     bundle.close();
-    result.and(kept)?;
+    result?;
+    if !dump.hold {
+        kept?;
+    }
+    // Else the processes may be gone, and the bundle is whole with the log up to the hold.
     worker.mark("dumped");
     Ok(())
 }

@@ -8,7 +8,7 @@ use std::os::unix::fs::OpenOptionsExt;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
-use machinen_abi::body::{HELD, Reason, TAKEN};
+use machinen_abi::body::{Exit, HELD, Reason, TAKEN};
 use machinen_abi::open::{Operation, Tag};
 use serde_json::Value;
 
@@ -157,34 +157,23 @@ impl Vm {
         }
         let mut relay = dump.relay;
         relay.answer(Some(TAKEN));
-        let (error, over) = match relay.run_holding() {
-            // The stream is closed only now: without its processes the machine ends with that.
-            Ok((done, _stream)) => {
-                steps.end("end");
-                (None, done.over)
-            }
-            Err(error) => (Some(error), Over::Lost),
+        let ended = relay.run_holding();
+        steps.end("end");
+        let (code, why) = match ended {
+            // The stream is closed only now: without its processes the machine ends with that. One that has ended is in the bundle, too.
+            Ok((Done { over: Over::Exit(Exit::Code(0)) | Over::Lost, .. }, _stream)) => return End::Taken,
+            Ok((Done { over: Over::Refused(refusal), .. }, _)) => ("SNAPSHOT_FAILED", refusal.message),
+            Ok((Done { over: Over::Limit, .. }, _)) => (TIMEOUT, "the guest does not say".into()),
+            Ok((done, _)) => ("SNAPSHOT_FAILED", format!("{:?}", done.over)),
+            Err(error) => ("SNAPSHOT_FAILED", error.to_string()),
         };
-        match over {
-            Over::Exit(exit) if exit.status() == 0 => End::Taken,
-            Over::Exit(exit) => End::Refused(failed(self.label(), format!("exit code {}", exit.status()))),
-            Over::Refused(refusal) => End::Refused(failed(self.label(), refusal.message)),
-            // The machine has ended: what it was is in the bundle.
-            Over::Lost if error.is_none() => End::Taken,
-            _ => {
-                let message = format!(
-                    "machine {}: bundle {} is whole, but the guest does not say what became of its processes",
-                    self.label(),
-                    dir.display()
-                );
-                let unknown = Error::new(TIMEOUT, message);
-                End::Unknown(
-                    error.map_or(unknown, |error| {
-                        failed(self.label(), "after its bundle was whole".into()).because(error)
-                    }),
-                )
-            }
-        }
+        // They may be gone: a bundle that is whole is not taken away then.
+        let message = format!(
+            "machine {}: bundle {} is whole, but it is not known whether its processes go on: {why}",
+            self.label(),
+            dir.display()
+        );
+        End::Unknown(Error::new(code, message).hint("machinen ls shows which machines live"))
     }
 
     /// Puts what the guest has written to its root disk beside the images.
@@ -286,7 +275,7 @@ enum End {
     Taken,
     /// The processes go on.
     Refused(Error),
-    /// The bundle is whole, and the guest silent.
+    /// The bundle is whole, and what became of the processes is not known.
     Unknown(Error),
 }
 
