@@ -10,6 +10,7 @@ mod arch;
 mod child;
 mod console;
 mod disk;
+mod gate;
 mod network;
 mod overlay;
 mod prepare;
@@ -37,6 +38,9 @@ type Refused = String;
 
 #[unsafe(no_mangle)]
 extern "C" fn main(_argc: c_int, _argv: *const *const c_char) -> c_int {
+    if let Some(code) = gate::pass() {
+        return code;
+    }
     if sys::own_pid() != 1 {
         say(format_args!("it is the first process of a machinen guest and runs as PID 1 only"));
         return REFUSED.into();

@@ -13,6 +13,7 @@ use serde_json::Value;
 use crate::cli::Cli;
 use crate::host::without_holes;
 use crate::monitor::LIMIT;
+use crate::session::Session;
 
 /// Answers each request with the number of requests so far, on port 8000.
 pub const SERVER: &str = r#"
@@ -27,6 +28,60 @@ while True:
         s.sendall(b"HTTP/1.0 200 OK\r\n\r\n%d\n" % n)
     s.close()
 "#;
+
+/// Counts, has some memory that it changes, and says on port 4000 how far it is. Its file on the root disk has the number, too: whenever
+/// it is about to write the next one they are the same, or it says so.
+pub const COUNTING: &str = r#"
+import os, select, socket
+listener = socket.create_server(("127.0.0.1", 4000))
+heap = bytearray(6 << 20)
+for i in range(0, len(heap), 4096): heap[i:i+4] = i.to_bytes(4, "little")
+disk = os.open("/count", os.O_RDWR | os.O_CREAT)
+n = 0
+os.pwrite(disk, b"%20d" % n, 0)
+print("ready", flush=True)
+differ = ""
+while True:
+    written = int(os.pread(disk, 20, 0))
+    if written != n: differ = "memory %d disk %d" % (n, written)
+    n += 1
+    heap[n * 4096 % len(heap)] = n % 251
+    os.pwrite(disk, b"%20d" % n, 0)
+    if select.select([listener], [], [], 0.01)[0]:
+        s, _ = listener.accept()
+        s.sendall((differ or str(n)).encode())
+        s.close()
+"#;
+
+/// Starts [`COUNTING`].
+///
+/// # Panics
+/// When it does not start.
+pub fn count(cli: &Cli, name: &str) {
+    cli.detach(name, &["python3", "-c", COUNTING]);
+    Session::on_pipes(cli.command("logs", &["-f", name])).expect("ready");
+}
+
+/// Asks [`COUNTING`] by its listener how far it is.
+///
+/// # Panics
+/// When it does not answer, or when memory and disk differ.
+#[must_use]
+pub fn counted(cli: &Cli, name: &str) -> u64 {
+    let ask = "import socket; print(socket.create_connection(('127.0.0.1', 4000), 60).recv(100).decode(), end='')";
+    let asked = cli.exec(name, &["python3", "-c", ask]).finish();
+    assert_eq!(asked.code(), 0, "{}", asked.printed());
+    asked.printed().parse().unwrap_or_else(|_| panic!("{name}: {}", asked.printed()))
+}
+
+/// [`COUNTING`] runs, and its listener answers.
+///
+/// # Panics
+/// When it does not.
+pub fn goes_on(cli: &Cli, name: &str) {
+    let (before, after) = (counted(cli, name), counted(cli, name));
+    assert!(before < after, "{name}: {before}, then {after}");
+}
 
 /// Collects what dead machines left, after which there is none.
 ///

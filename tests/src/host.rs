@@ -5,10 +5,11 @@ use std::io::{self, PipeReader, PipeWriter};
 use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::fs::FileExt;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use crate::sys;
+use crate::guest::Scratch;
+use crate::{Run, sys};
 
 /// Makes the command ignore `signal` from its start, as nohup(1) does.
 pub fn ignore(command: &mut Command, signal: libc::c_int) {
@@ -111,4 +112,32 @@ pub fn without_holes(path: &Path) -> Vec<(u64, Vec<u8>)> {
         (*at, content)
     };
     extents.iter().map(read).collect()
+}
+
+/// A small file system; unmounted with its owner.
+#[derive(Debug)]
+pub struct Small(Scratch);
+
+impl Small {
+    /// Of so many MiB. `None`: this machine has no right to mount.
+    #[must_use]
+    pub fn mount(mib: u32) -> Option<Small> {
+        let scratch = Scratch::new();
+        let mount = Run::new("/bin/mount").args(["-t", "tmpfs", "-o", &format!("size={mib}m"), "small"]);
+        let mounted = mount.arg(scratch.path("")).outcome().is_ok_and(|finished| finished.code() == 0);
+        mounted.then_some(Small(scratch))
+    }
+
+    /// Where it is.
+    #[must_use]
+    pub fn path(&self) -> PathBuf {
+        self.0.path("")
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        // What cannot be unmounted any more is the lab's to forget.
+        let _ = Run::new("/bin/umount").arg(self.path()).outcome();
+    }
 }

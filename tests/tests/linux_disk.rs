@@ -8,9 +8,10 @@ use std::os::unix::net::UnixListener;
 use std::path::Path;
 use std::process::Stdio;
 
+use machinen_tests::asset;
 use machinen_tests::guest::{Guest, Scratch, monitor};
+use machinen_tests::host::Small;
 use machinen_tests::monitor::{Live, read_bytes};
-use machinen_tests::{Finished, Run, asset};
 
 const MODULES: [&str; 2] = ["virtio_mmio", "virtio_blk"];
 const DISK_MIB: u64 = 16;
@@ -22,32 +23,9 @@ fn disk(scratch: &Scratch) -> std::path::PathBuf {
     path
 }
 
-/// A file system of 2 MiB; unmounted with its owner.
-struct Small(Scratch);
-
-impl Small {
-    /// None: this machine has no right to mount.
-    fn mount() -> Option<Small> {
-        let scratch = Scratch::new();
-        let mount = Run::new("/bin/mount").args(["-t", "tmpfs", "-o", "size=2m", "small"]).arg(scratch.path(""));
-        let mounted = mount.outcome().is_ok_and(|finished| finished.code() == 0);
-        mounted.then_some(Small(scratch))
-    }
-
-    fn path(&self) -> std::path::PathBuf {
-        self.0.path("")
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let _: Result<Finished, _> = Run::new("/bin/umount").arg(self.path()).outcome();
-    }
-}
-
 #[test]
 fn a_full_host_is_an_io_error_of_the_guest() {
-    let Some(small) = Small::mount() else {
+    let Some(small) = Small::mount(2) else {
         println!("SKIP: no right to mount a small file system");
         return;
     };

@@ -4,9 +4,13 @@
 
 use std::fs;
 
+use machinen_tests::bundles::{count, counted, find, goes_on, snapshot};
 use machinen_tests::cli::Cli;
+use machinen_tests::host::Small;
+use machinen_tests::monitor::wait_until;
 use machinen_tests::pty::Pty;
 use machinen_tests::session::Session;
+use machinen_tests::{Run, asset};
 
 /// Counts, one number a line, and ends when it is told a code.
 const COUNTER: &str = r#"
@@ -77,6 +81,8 @@ fn a_counter_goes_on_in_other_machines() {
     let partial = cli.tool("restore", &[dir]).finish();
     assert_eq!(partial.code(), 125, "{}", partial.printed());
     assert!(partial.printed().contains("BUNDLE_PARTIAL"), "{}", partial.printed());
+    assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0);
+    fs::write(bundle.join("mine"), "").unwrap();
     let again = cli.tool("snapshot", &["c", dir]).finish();
     assert!(again.code() == 1 && again.printed().contains("it is not empty"), "{}", again.printed());
     fs::remove_dir_all(&bundle).unwrap();
@@ -190,4 +196,97 @@ fn a_fork_leaves_its_source_alone() {
     no_machine_is_left(&cli);
     // Nothing of the bundle is left.
     assert_eq!(fs::read_dir(cli.path("cache/bundles")).unwrap().count(), 0);
+}
+
+#[test]
+fn memory_and_disk_are_of_the_same_moment() {
+    let cli = Cli::of_debian();
+    let bundle = cli.path("bundle");
+    count(&cli, "src");
+    // What it does after its dump is not in the bundle.
+    snapshot(&cli, &["-l"], "src", &bundle);
+    let then = counted(&cli, "src");
+    let restored = cli.tool("restore", &["-d", "--name", "old", bundle.to_str().unwrap()]).finish();
+    assert_eq!(restored.code(), 0, "{}", restored.printed());
+    println!("{then} some time after the snapshot, and in what was restored {}", counted(&cli, "old"));
+    for name in ["src", "old"] {
+        goes_on(&cli, name);
+        assert_eq!(cli.tool("stop", &["-t", "0", name]).finish().code(), 0);
+    }
+    no_machine_is_left(&cli);
+}
+
+#[test]
+fn a_fork_is_of_one_moment_and_a_bundle_has_all_of_the_log() {
+    let cli = Cli::of_debian();
+    let bundle = cli.path("bundle");
+    count(&cli, "src");
+    let forked = cli.tool("fork", &["-d", "--name", "copy", "src"]).finish();
+    assert_eq!(forked.code(), 0, "{}", forked.printed());
+    goes_on(&cli, "copy");
+    assert_eq!(cli.tool("stop", &["-t", "0", "copy"]).finish().code(), 0);
+
+    snapshot(&cli, &[], "src", &bundle);
+    wait_until("it is gone", || find(&cli, "src").is_none());
+    let log = fs::read_to_string(bundle.join("dump.log")).unwrap();
+    assert!(log.contains("Dumping finished successfully"), "{log}");
+    let mut names: Vec<_> = fs::read_dir(&bundle).unwrap().map(|item| item.unwrap().file_name()).collect();
+    names.sort();
+    assert_eq!(names, ["dump.log", "img", "meta.json", "root.layer"]);
+    let restored = cli.tool("restore", &["-d", "--name", "src", bundle.to_str().unwrap()]).finish();
+    assert_eq!(restored.code(), 0, "{}", restored.printed());
+    goes_on(&cli, "src");
+    assert_eq!(cli.tool("stop", &["-t", "0", "src"]).finish().code(), 0);
+    no_machine_is_left(&cli);
+}
+
+/// Writes more to the root disk than a small file system holds.
+const FILL: &str = "
+with open('/fill', 'wb') as f:
+    for i in range(64): f.write(bytes([i + 1]) * (1 << 20))
+";
+
+#[test]
+fn what_cannot_be_kept_or_takes_too_long_goes_on() {
+    let cli = Cli::of_debian();
+    count(&cli, "src");
+    assert_eq!(cli.exec("src", &["python3", "-c", FILL]).finish().code(), 0);
+    if let Some(small) = Small::mount(40) {
+        for flags in [&[][..], &["-l"]] {
+            let dir = small.path().join("bundle");
+            let full = cli.tool("snapshot", &[flags, &["src", dir.to_str().unwrap()]].concat()).finish();
+            let printed = full.printed();
+            assert_eq!(full.code(), 1, "{printed}");
+            for part in ["SNAPSHOT_DIRECTORY", "root.layer", "CTL_LAYER", "dump.log"] {
+                assert!(printed.contains(part), "{part}: {printed}");
+            }
+            goes_on(&cli, "src");
+            let left: Vec<_> = fs::read_dir(&dir).unwrap().map(|item| item.unwrap().file_name()).collect();
+            assert_eq!(left, ["dump.log"]);
+            fs::remove_dir_all(&dir).unwrap();
+        }
+    } else {
+        println!("SKIP: no right to mount a small file system");
+    }
+
+    // A monitor that says nothing.
+    let monitor = cli.monitor().to_string();
+    let signal = |name: &str| assert_eq!(Run::new(asset("busybox")).args(["kill", name, &monitor]).finish().code(), 0);
+    let bundle = cli.path("bundle");
+    signal("-STOP");
+    let late = cli.tool("snapshot", &["--timeout", "1", "src", bundle.to_str().unwrap()]).finish();
+    signal("-CONT");
+    assert_eq!(late.code(), 1, "{}", late.printed());
+    assert!(late.printed().contains("SNAPSHOT_TIMEOUT") && late.printed().contains("after 1 s"), "{}", late.printed());
+    goes_on(&cli, "src");
+    // A command that dumps and comes to no end.
+    let late = ["--timeout", "2", "--dump-cmd", "sleep 1000", "src", bundle.to_str().unwrap()];
+    let late = cli.tool("snapshot", &late).finish();
+    assert_eq!(late.code(), 1, "{}", late.printed());
+    assert!(late.printed().contains("SNAPSHOT_TIMEOUT"), "{}", late.printed());
+    goes_on(&cli, "src");
+    assert_eq!(fs::read_dir(&bundle).unwrap().count(), 0);
+    snapshot(&cli, &["--timeout", "100"], "src", &bundle);
+    wait_until("the machine is gone", || find(&cli, "src").is_none());
+    no_machine_is_left(&cli);
 }

@@ -104,7 +104,7 @@ pub fn end(over: Over, limit: Option<Duration>, lost: impl FnOnce() -> Error) ->
     match over {
         Over::Exit(exit) => Ok(exit.status()),
         // Who writes to a reader that has gone has done enough.
-        Over::OutputClosed | Over::Left | Over::Started => Ok(0),
+        Over::OutputClosed | Over::Left | Over::Started | Over::Marked => Ok(0),
         Over::Signal(signal) => Ok(u8::try_from(signal).map_or(EXIT_TOOL, |signal| 128_u8.saturating_add(signal))),
         Over::Refused(refusal) => Err(refusal.error().diagnostic(refusal.status())),
         Over::Lost => Err(lost().diagnostic(EXIT_TOOL)),

@@ -140,6 +140,17 @@ impl Outfile {
         }
     }
 
+    /// [`Outfile::commit`], and when it returns, file and name survive the host.
+    pub fn commit_durably(self) -> io::Result<()> {
+        self.file.sync_all()?;
+        let directory = match &self.place {
+            Place::Direct => return Ok(()),
+            Place::Nameless(path) | Place::Temporary(_, path) => File::open(directory(path))?,
+        };
+        self.commit()?;
+        directory.sync_all()
+    }
+
     /// [`Outfile::commit`] under another name in the same directory.
     pub fn commit_as(mut self, name: &Path) -> io::Result<()> {
         match &mut self.place {

@@ -21,7 +21,8 @@ pub const TOOL: Tool = Tool { name: "machinen-snapshot", usage: "SNAPSHOT_USAGE"
 #[argh(
     description = "Freeze the main command of a machine, with all its processes, into a bundle: the\n\
         directory DIR, from which machinen restore lets them go on in other machines.\n\n\
-        Without --leave-running they are gone then, and the machine ends.",
+        Without --leave-running they are gone then, and the machine ends. They stand still until\n\
+        the bundle is whole; where it does not come to that, they go on.",
     note = "NAME is a name, an id or a process number. DIR must be empty, or is made.",
     note = "The image needs the program criu (in Debian the package criu). What it refuses is said in\n  \
         its own words; all of its log is in DIR/dump.log, and the machine goes on.",
@@ -46,7 +47,8 @@ pub struct Args {
     /// first process in MACHINEN_DUMP_PID, and in MACHINEN_DUMP_DIR where images go
     #[argh(option, arg_name = "command")]
     pub dump_cmd: Option<String>,
-    /// give up after so many seconds; 0 is no limit, as without it
+    /// give up after so many seconds, whatever is waited for: the processes go on; 0 is no limit,
+    /// as without it
     #[argh(option, arg_name = "seconds")]
     pub timeout: Option<String>,
     /// print how long each step took, on standard error

@@ -58,6 +58,11 @@ impl Exit {
     }
 }
 
+/// The name of the [`Mark`] of a dump that is held ([`Tag::Hold`](crate::open::Tag::Hold)).
+pub const HELD: &str = "held";
+/// The byte of input that says that it is taken; anything else, and the end of the input or the stream, says that it is not.
+pub const TAKEN: u8 = b'c';
+
 /// A point of the guest's start, or of an operation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Mark<'a> {

@@ -114,10 +114,12 @@ pub enum Tag {
     Timeout = 17,
     /// Empty: memory comes when it is needed. Of [`Operation::Stats`]: what was waited for is told instead of how much there is.
     Lazy = 18,
+    /// Empty: what is dumped stands still until the host has said what becomes of it.
+    Hold = 19,
 }
 
 impl Tag {
-    const ALL: [Tag; 18] = [
+    const ALL: [Tag; 19] = [
         Tag::Argument,
         Tag::Environment,
         Tag::Directory,
@@ -136,6 +138,7 @@ impl Tag {
         Tag::TcpKeep,
         Tag::Timeout,
         Tag::Lazy,
+        Tag::Hold,
     ];
 
     /// The tag of this number.
@@ -269,8 +272,10 @@ mod tests {
         add(&mut payload, Tag::LeaveRunning, b"").unwrap();
         add(&mut payload, Tag::TcpClose, b"").unwrap();
         add(&mut payload, Tag::Timeout, &7_u32.to_le_bytes()).unwrap();
+        add(&mut payload, Tag::Hold, b"").unwrap();
         let flags = [1, 0, 11, 0, 14, 0, 0, 0, 0, 0, 0, 0, 15, 0, 0, 0, 0, 0, 0, 0];
-        assert_eq!(payload, [&flags[..], &[17, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0]].concat());
+        let rest = [17, 0, 0, 0, 4, 0, 0, 0, 7, 0, 0, 0, 19, 0, 0, 0, 0, 0, 0, 0];
+        assert_eq!(payload, [&flags[..], &rest].concat());
         let mut payload = Vec::new();
         begin(1, Operation::Restore, &mut payload);
         add(&mut payload, Tag::Lazy, b"").unwrap();

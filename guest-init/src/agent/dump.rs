@@ -17,8 +17,8 @@ pub struct Dumping {
 }
 
 impl Agent<'_> {
-    /// Begins to dump the main command. Once begun, a dump is not given up: CRIU would leave behind processes that do not
-    /// work any more.
+    /// Begins to dump the main command. Until all is written a dump is not given up, whoever goes: a CRIU that is killed leaves
+    /// behind processes that do not work any more. One that is held then is: its worker comes to the end of its input.
     pub fn start_dump(&mut self, number: usize, dump: &Dump<'_>) -> Result<(), Failed> {
         if self.dump.is_some() {
             return Err(failed(Reason::Busy, "the main command is being dumped already"));

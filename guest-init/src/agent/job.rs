@@ -247,6 +247,11 @@ impl Job {
         core::mem::take(&mut self.is_silent)
     }
 
+    /// Its child has told a point that nobody has taken.
+    pub fn has_marks(&self) -> bool {
+        self.report.has_marks()
+    }
+
     /// The points that its child has told since this was called last.
     pub fn take_marks(&mut self) -> Vec<(u64, String)> {
         self.report.take_marks()
@@ -463,7 +468,7 @@ impl Job {
     /// Nobody wants its work any more.
     pub fn abandon(&mut self) {
         if self.is_steadfast {
-            self.owner = None;
+            (self.owner, self.stdin) = (None, None);
             return;
         }
         // First, so that a worker does not take this for the end of its input.

@@ -207,8 +207,8 @@ impl Agent<'_> {
             self.begin(number);
         }
         let Some(job) = self.jobs.get(number) else { return };
-        if job.status().is_some() {
-            // Of what is left nothing may tell: a terminal that others hold open.
+        if job.status().is_some() || job.has_marks() {
+            // Of what is left nothing may tell: a terminal that others hold open. And a point comes after what was printed before it.
             for output in Output::BOTH {
                 self.read_output(number, output);
             }

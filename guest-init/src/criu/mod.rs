@@ -1,5 +1,6 @@
 //! CRIU's command lines, what it says, and what a bundle says of the main command in it.
 
+pub mod gate;
 pub mod images;
 pub mod lazy;
 pub mod log;
@@ -31,6 +32,9 @@ pub const STDIO_FDS: [i32; 4] = [4, 5, 6, 7];
 /// Where the server of memory says that it is ready.
 pub const STATUS_FD: i32 = 4;
 
+/// CRIU's action script: this program, which is in no file of the image's that others could change.
+pub const SCRIPT: &str = "/proc/1/exe";
+
 /// Deleted files that are still open go into the bundle up to this size.
 const GHOST_BYTES: &str = "536870912";
 
@@ -57,12 +61,15 @@ fn both(verb: &str, images: &str, log: &str, tcp: Tcp) -> Words {
 
 /// The words of a dump.
 #[must_use]
-pub fn dump(workload: &Workload, images: &str, leave_running: bool, timeout_s: Option<u32>) -> Words {
+pub fn dump(workload: &Workload, images: &str, leave_running: bool, timeout_s: Option<u32>, hold: bool) -> Words {
     let mut all = both("dump", images, DUMP_LOG, workload.tcp);
     all.extend([String::from("--tree"), format!("{}", workload.pid)]);
     all.extend(words(&["--ghost-limit", GHOST_BYTES]));
     if leave_running {
         all.push("--leave-running".into());
+    }
+    if hold {
+        all.extend(words(&["--action-script", SCRIPT]));
     }
     if let Some(seconds) = timeout_s {
         all.extend([String::from("--timeout"), format!("{seconds}")]);
@@ -134,16 +141,19 @@ mod tests {
             text.ends_with("--restore-detached --lazy-pages --inherit-fd fd[5]:pipe:[8]")
                 && text.contains("--tcp-close")
         );
-        let text = line(&dump(&together, "/b/img", true, Some(5)));
+        let text = line(&dump(&together, "/b/img", true, Some(5), true));
         assert!(text.starts_with("criu dump --images-dir /b/img --work-dir /run/machinen --log-file dump.log -v4 "));
-        assert!(text.contains(" --tree 1000 ") && text.ends_with(" --leave-running --timeout 5"));
+        assert!(
+            text.contains(" --tree 1000 ")
+                && text.ends_with(" --leave-running --action-script /proc/1/exe --timeout 5")
+        );
     }
 
     #[test]
     fn a_terminal_is_outside() {
         let terminal = Some(Terminal { device: 0x8800, file_system: 0x10, rows: 24, columns: 80 });
         let workload = Workload { pid: 1000, terminal, tcp: Tcp::Keep, ..Workload::default() };
-        assert!(line(&dump(&workload, "/b", false, None)).ends_with(" --external tty[8800:10]"));
+        assert!(line(&dump(&workload, "/b", false, None, false)).ends_with(" --external tty[8800:10]"));
         let text = line(&restore(&workload, "/b", Tcp::Refuse, false));
         assert!(text.ends_with(" --inherit-fd fd[7]:tty[8800:10]") && text.contains(" --tcp-established "));
         assert!(line(&restore(&workload, "/b", Tcp::Close, false)).contains(" --tcp-close "));

@@ -17,7 +17,7 @@ use guest_init::cmdline::Time;
 
 pub use self::process::{
     be_nice, become_worker, can_handle_faults, close_from, execute, exit_now, fork, kernel, kill, leave, new_session,
-    number_from, own_pid, pass_as, reap, reap_all, try_wait, wait,
+    number_from, own_pid, pass_as, process, reap, reap_all, try_wait, variable, wait,
 };
 
 /// Result of a system call.

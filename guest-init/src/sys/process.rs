@@ -114,6 +114,22 @@ pub fn wait(pid: c_int) -> Result<c_int> {
     }
 }
 
+/// A descriptor that can be read from, as poll(2) says, when this child has ended.
+pub fn process(pid: c_int) -> Result<Fd> {
+    // SAFETY: integers in, a new descriptor out, which is closed by execve(2).
+    let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid, 0) };
+    if fd < 0 { Err(Errno::last()) } else { c_int::try_from(fd).map(Fd).map_err(|_| Errno(libc::EBADF)) }
+}
+
+/// A variable of this process's environment.
+pub fn variable(name: &CStr) -> Option<&'static CStr> {
+    // SAFETY: the name is terminated; nothing changes the environment of this program, so what is found stays.
+    unsafe {
+        let value = libc::getenv(name.as_ptr());
+        (!value.is_null()).then(|| CStr::from_ptr(value))
+    }
+}
+
 /// The wait status of this child if it has ended.
 pub fn try_wait(pid: c_int) -> Option<c_int> {
     let mut status = 0;

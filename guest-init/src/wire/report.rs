@@ -146,6 +146,12 @@ impl Report {
         self.restored
     }
 
+    /// It has told a point that nobody has taken.
+    #[must_use]
+    pub fn has_marks(&self) -> bool {
+        !self.marks.is_empty()
+    }
+
     /// The points that it has told since this was called last: time and name.
     pub fn take_marks(&mut self) -> Vec<(u64, String)> {
         core::mem::take(&mut self.marks)
@@ -200,8 +206,14 @@ mod tests {
         let mut report = Report::default();
         all.concat().iter().for_each(|byte| report.add(&[*byte]));
         let marks = [(7, "criu".to_owned()), (8, "é".repeat(125))];
+        assert!(report.has_marks());
         assert_eq!((report.restored(), report.take_marks()), (Some(restored), marks.to_vec()));
-        assert!(report.has_begun() && report.take_marks().is_empty() && report.failed() == Some(failed));
+        assert!(
+            !report.has_marks()
+                && report.has_begun()
+                && report.take_marks().is_empty()
+                && report.failed() == Some(failed)
+        );
         report = Report::default();
         report.add(&terminal.to_bytes());
         assert_eq!(report.restored(), Some(terminal));

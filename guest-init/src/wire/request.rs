@@ -83,6 +83,8 @@ pub struct Dump<'a> {
     pub tcp: Tcp,
     /// Seconds until it is given up.
     pub timeout_s: Option<u32>,
+    /// It waits for the host's word when all is written.
+    pub hold: bool,
     /// A command that dumps instead of CRIU; no words for none.
     pub words: Vec<&'a [u8]>,
     /// The bundle, when it is not on its share.
@@ -136,6 +138,7 @@ struct Fields<'a> {
     leave_running: bool,
     tcp: Tcp,
     timeout_s: Option<u32>,
+    hold: bool,
     lazy: bool,
 }
 
@@ -184,7 +187,7 @@ fn belongs(operation: Operation, tag: Tag) -> bool {
         Tag::Signal => operation == Operation::Signal,
         Tag::NoOwner => operation == Operation::TarIn,
         Tag::Name => matches!(operation, Operation::TarIn | Operation::TarOut),
-        Tag::LeaveRunning | Tag::Timeout => operation == Operation::Dump,
+        Tag::LeaveRunning | Tag::Timeout | Tag::Hold => operation == Operation::Dump,
         Tag::TcpClose | Tag::TcpKeep => matches!(operation, Operation::Dump | Operation::Restore),
         Tag::Lazy => matches!(operation, Operation::Restore | Operation::Stats),
     }
@@ -223,6 +226,7 @@ impl<'a> Fields<'a> {
             Tag::TcpKeep => self.tcp = flag.map(|_| Tcp::Keep)?,
             Tag::Timeout => self.timeout_s = Some(u32::from_le_bytes(value.try_into().ok()?)),
             Tag::Lazy => self.lazy = flag?,
+            Tag::Hold => self.hold = flag?,
         }
         (tag != Tag::Name || self.name.is_some()).then_some(())
     }
@@ -260,6 +264,7 @@ impl<'a> Fields<'a> {
                 leave_running: self.leave_running,
                 tcp: self.tcp,
                 timeout_s: self.timeout_s,
+                hold: self.hold,
                 directory: bundle(self.changes.directory)?,
                 words: self.changes.words,
             }),
@@ -325,17 +330,19 @@ mod tests {
 
     #[test]
     fn a_dump_and_a_restore_have_their_own_fields() {
-        let fields: [(Tag, &[u8]); 5] = [
+        let fields: [(Tag, &[u8]); 6] = [
             (Tag::Argument, b"my-dump"),
             (Tag::LeaveRunning, b""),
             (Tag::TcpKeep, b""),
             (Tag::Timeout, &[60, 0, 0, 0]),
+            (Tag::Hold, b""),
             (Tag::Directory, b"/b"),
         ];
         let dump = Dump {
             leave_running: true,
             tcp: Tcp::Keep,
             timeout_s: Some(60),
+            hold: true,
             words: vec![b"my-dump"],
             directory: Some(c"/b".into()),
         };
@@ -348,6 +355,8 @@ mod tests {
         assert_eq!(reason(&open(Operation::Dump, &[(Tag::Directory, b"b")])), Reason::Invalid);
         assert_eq!(reason(&open(Operation::Dump, &[(Tag::Timeout, b"1")])), Reason::Invalid);
         assert_eq!(reason(&open(Operation::Dump, &[(Tag::Lazy, b"")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Dump, &[(Tag::Hold, b"1")])), Reason::Invalid);
+        assert_eq!(reason(&open(Operation::Restore, &[(Tag::Hold, b"")])), Reason::Invalid);
         assert_eq!(reason(&open(Operation::Restore, &[(Tag::LeaveRunning, b"")])), Reason::Invalid);
         assert_eq!(reason(&open(Operation::Exec, &[(Tag::TcpClose, b"")])), Reason::Invalid);
     }

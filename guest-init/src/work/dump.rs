@@ -9,9 +9,10 @@ use guest_init::criu::workload::{self, Workload};
 use guest_init::criu::{self, log};
 use guest_init::wire::report::Failed;
 use guest_init::wire::request::Dump;
-use machinen_abi::body::Reason;
+use machinen_abi::body::{HELD, Reason};
 
 use super::bundle::Bundle;
+use super::hold::{Gate, Log};
 use super::{Worker, keeper, program, system, write_all};
 use crate::sys::{self, Errno, Fd};
 
@@ -22,24 +23,41 @@ pub const PROBES_NAME: &str = "criu.kdat";
 /// For the memory of a lazy restore, when nobody says.
 const MEMORY_MS: i64 = 60_000;
 
+/// A dump, as far as it is.
+struct Dumping<'a> {
+    worker: &'a Worker,
+    config: &'a Config,
+    dump: &'a Dump<'a>,
+    workload: Workload,
+    bundle: &'a Bundle,
+    log: Log,
+    /// It is given up at this time, as far as that can be.
+    limit_ms: Option<i64>,
+}
+
 /// Dumps; prints what the bundle says of the main command.
 pub fn run(worker: &Worker, config: &Config, dump: &Dump<'_>, mut workload: Workload) -> Result<(), Failed> {
     worker.mark("dump");
     (workload.kernel, workload.machine) = sys::kernel();
     workload.cpu_features = workload::cpu_features(&sys::read_file(c"/proc/cpuinfo").unwrap_or_default());
+    let limit_ms = dump.timeout_s.map(|seconds| sys::now_ms() + i64::from(seconds) * 1000);
     await_memory(dump)?;
     let bundle = Bundle::open(dump.directory.as_deref(), false)?;
     worker.mark("bundle");
-    let result = dump_into(worker, config, dump, &mut workload, &bundle);
-    // Beside the images, whatever came of it.
-    let kept = match dump.words[..] {
-        [] => program::copy(&criu::path(criu::WORK, criu::DUMP_LOG), &bundle.file(criu::DUMP_LOG)),
-        _ => Ok(()),
-    };
+    let log = Log::default();
+    let mut dumping = Dumping { worker, config, dump, workload, bundle: &bundle, log, limit_ms };
+    let result = dumping.run();
+    // Beside the images, whatever came of it; what CRIU says after the hold is in it, too.
+    let kept = if dump.words.is_empty() { dumping.log.copy(&bundle) } else { Ok(()) };
+    drop(dumping);
     bundle.close();
-    result.and(kept)?;
+    result?;
+    if !dump.hold {
+        kept?;
+    }
+    // Else the processes may be gone, and the bundle is whole with the log up to the hold.
     worker.mark("dumped");
-    write_all(&worker.output, &workload.to_json()).map_err(|errno| system(b"output", errno))
+    Ok(())
 }
 
 /// What a lazy restore still has to bring comes first.
@@ -52,35 +70,73 @@ fn await_memory(dump: &Dump<'_>) -> Result<(), Failed> {
     })
 }
 
-fn dump_into(
-    worker: &Worker,
-    config: &Config,
-    dump: &Dump<'_>,
-    workload: &mut Workload,
-    bundle: &Bundle,
-) -> Result<(), Failed> {
-    let images = bundle.images();
-    let description = criu::path(&images, workload::NAME);
-    let in_images = criu::path(&images, "");
-    sys::make_directory(&in_images, 0o700).map_err(|errno| system(images.as_bytes(), errno))?;
-    // Before the processes may be gone.
-    program::write(&description, &workload.to_json())?;
-    worker.begin();
-    worker.mark("criu");
-    if !dump.words.is_empty() {
-        return by_command(config, dump, workload.pid, &images);
+impl Dumping<'_> {
+    fn run(&mut self) -> Result<(), Failed> {
+        let images = self.bundle.images();
+        let in_images = criu::path(&images, "");
+        sys::make_directory(&in_images, 0o700).map_err(|errno| system(images.as_bytes(), errno))?;
+        self.describe()?;
+        self.worker.begin();
+        self.worker.mark("criu");
+        if !self.dump.words.is_empty() {
+            by_command(self.config, self.dump, self.workload.pid, &images)?;
+            self.finish()?;
+            // What it has left running runs meanwhile.
+            return if self.dump.hold { self.ask_host(None) } else { Ok(()) };
+        }
+        self.by_criu(&images)
     }
-    let log_path = criu::path(criu::WORK, criu::DUMP_LOG);
-    program::write(&log_path, b"")?;
-    let words = criu::dump(workload, &images, dump.leave_running, dump.timeout_s);
-    let error = Fd::standard_error().map_err(|errno| system(b"standard error", errno))?;
-    let pid = program::start_criu(config, &words, &error, &|| Ok(()))?;
-    if let Some(ill) = program::ill(wait(pid)?) {
-        return Err(program::criu_failed("criu dump", &ill, &log_path, None));
+
+    /// By CRIU, which waits at the gate until the host has said that the dump is taken.
+    fn by_criu(&mut self, images: &str) -> Result<(), Failed> {
+        let log_path = criu::path(criu::WORK, criu::DUMP_LOG);
+        program::write(&log_path, b"")?;
+        let gate = if self.dump.hold { Some(Gate::new()?) } else { None };
+        let Dump { leave_running, timeout_s, hold, .. } = *self.dump;
+        let words = criu::dump(&self.workload, images, leave_running, timeout_s, hold);
+        let error = Fd::standard_error().map_err(|errno| system(b"standard error", errno))?;
+        let variables = gate.as_ref().map(Gate::variables).unwrap_or_default();
+        let pid = program::start_criu(self.config, &words, &variables, &error, &|| Ok(()))?;
+        let mut held = None;
+        if let Some(gate) = &gate
+            && gate.is_reached(pid)?
+        {
+            let taken = self.finish().and_then(|()| self.ask_host(Some(pid)));
+            gate.answer(taken.is_ok());
+            held = Some(taken);
+        }
+        let ill = program::ill(wait(pid)?);
+        match held {
+            Some(Err(failed)) => Err(failed),
+            held => {
+                if let Some(ill) = ill {
+                    return Err(program::criu_failed("criu dump", &ill, &log_path, None));
+                }
+                if held.is_none() { self.finish() } else { Ok(()) }
+            }
+        }
     }
-    workload.criu = log::version(&sys::read_file(&log_path).unwrap_or_default());
-    program::write(&description, &workload.to_json())?;
-    program::copy(PROBES, &criu::path(&images, PROBES_NAME))
+
+    /// All is written: what is known only now is added, and the host gets the description.
+    fn finish(&mut self) -> Result<(), Failed> {
+        if self.dump.words.is_empty() {
+            self.log.copy(self.bundle)?;
+            self.workload.criu = log::version(&self.log.start);
+            self.describe()?;
+            program::copy(PROBES, &criu::path(&self.bundle.images(), PROBES_NAME))?;
+        }
+        write_all(&self.worker.output, &self.workload.to_json()).map_err(|errno| system(b"output", errno))
+    }
+
+    fn describe(&self) -> Result<(), Failed> {
+        program::write(&criu::path(&self.bundle.images(), workload::NAME), &self.workload.to_json())
+    }
+
+    /// Tells the host that all is written; succeeds when it says that the dump is taken.
+    fn ask_host(&self, criu: Option<c_int>) -> Result<(), Failed> {
+        self.worker.mark(HELD);
+        super::hold::ask(&self.worker.input, criu, self.limit_ms)
+    }
 }
 
 /// The command that dumps instead of CRIU. It is killed when its time is over.

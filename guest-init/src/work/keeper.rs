@@ -65,7 +65,7 @@ fn serve(config: &Config, images: &str, ready: &Fd, printed: &CString) -> Result
     let output = program::output_file(printed)?;
     let failed = |errno| system(b"lazy-pages", errno);
     sys::new_session().map_err(failed)?;
-    let pid = program::start_criu(config, &criu::lazy_pages(images), &output, &|| {
+    let pid = program::start_criu(config, &criu::lazy_pages(images), &[], &output, &|| {
         sys::be_nice(NICE)?;
         sys::pass_as(ready, STATUS_FD)?;
         criu::STDIO_FDS.into_iter().filter(|fd| *fd != STATUS_FD).for_each(sys::leave);

@@ -2,6 +2,7 @@
 
 mod bundle;
 pub mod dump;
+mod hold;
 mod keeper;
 mod program;
 pub mod restore;

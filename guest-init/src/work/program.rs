@@ -3,7 +3,6 @@
 use alloc::ffi::CString;
 use alloc::format;
 use alloc::string::{String, ToString};
-use alloc::vec;
 use alloc::vec::Vec;
 use core::ffi::{CStr, c_int};
 
@@ -51,15 +50,16 @@ pub fn start(
     }
 }
 
-/// CRIU with these words, and its stdout and stderr on `output`.
+/// CRIU with these words and more variables, and its stdout and stderr on `output`.
 pub fn start_criu(
     config: &Config,
     words: &[String],
+    variables: &[String],
     output: &Fd,
     attach: &dyn Fn() -> sys::Result<()>,
 ) -> Result<c_int, Failed> {
     let words: Vec<&[u8]> = words.iter().map(String::as_bytes).collect();
-    start(config, &words, vec![], &|| {
+    start(config, &words, variables.iter().map(String::as_bytes).collect(), &|| {
         let null = Fd::open(c"/dev/null", libc::O_RDONLY)?;
         sys::set_stdio(null.number(), output.number(), output.number())?;
         attach()

@@ -41,7 +41,7 @@ pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Fa
     program::write(&log, b"")?;
     let output = program::output_file(&printed)?;
     let words = criu::restore(&workload, &images, restore.tcp, lazy);
-    let pid = program::start_criu(config, &words, &output, &|| Ok(()))?;
+    let pid = program::start_criu(config, &words, &[], &output, &|| Ok(()))?;
     let status = sys::wait(pid).map_err(|errno| system(b"wait", errno))?;
     if let Some(ill) = program::ill(status) {
         let failed = program::criu_failed("criu restore", &ill, &log, Some(&printed));

@@ -67,13 +67,13 @@ pub fn ask(dir: &Path, request: &Request, limit: Option<Instant>) -> Result<(Wir
     }
 }
 
-/// Has the guest write out what its file systems hold.
+/// Has the guest write out what its file systems hold, and waits until then or until `limit`.
 ///
 /// # Errors
 /// As [`ask`], and as the agent refuses it.
-pub fn sync(dir: &Path) -> Result<()> {
-    let (wire, first) = ask(dir, &Request::new(Operation::Sync), None)?;
-    Transfer::new(wire, first).finish()
+pub fn sync(dir: &Path, limit: Option<Instant>) -> Result<()> {
+    let (wire, first) = ask(dir, &Request::new(Operation::Sync), limit)?;
+    Transfer::new(wire, first).limit(limit).finish()
 }
 
 /// Has the guest end its main command and then itself, and waits for its answer until `limit`, whatever else it says.

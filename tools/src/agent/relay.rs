@@ -57,6 +57,8 @@ pub enum Over {
     Left,
     /// It has started; asked for by [`Relay::until_started`].
     Started,
+    /// It has come to a mark; asked for by [`Relay::run_until`].
+    Marked,
 }
 
 /// A command's streams, connected.
@@ -74,6 +76,8 @@ pub struct Relay {
     leave: Option<bool>,
     asked_to_end: bool,
     until_started: bool,
+    /// Stops at the mark of this name.
+    until_mark: Option<&'static str>,
     /// The command has started.
     started: bool,
     /// It has written to its output.
@@ -103,6 +107,7 @@ impl Relay {
             leave: None,
             asked_to_end: false,
             until_started: false,
+            until_mark: None,
             started: false,
             printed: false,
             marks: Vec::new(),
@@ -160,6 +165,25 @@ impl Relay {
     /// `EXEC_PROTOCOL`; `RUN_OUTPUT` when output cannot be written, `RUN_INPUT` when input cannot be read.
     pub fn run(self) -> Result<Done> {
         self.run_holding().map(|(done, _)| done)
+    }
+
+    /// Runs until the mark of this name has come, or to the end; gives which, and what has come up to there.
+    pub(crate) fn run_until(&mut self, mark: &'static str) -> Result<Done> {
+        self.until_mark = Some(mark);
+        let over = self.go()?;
+        let [output, error] = self.outputs.each_mut().map(|output| match &mut output.out {
+            Out::Keep(kept) | Out::Last(kept) => std::mem::take(kept),
+            _ => Vec::new(),
+        });
+        Ok(Done { over, marks: std::mem::take(&mut self.marks), output, error })
+    }
+
+    /// Gives the operation a byte of input, or says that there is none.
+    pub(crate) fn answer(&mut self, byte: Option<u8>) {
+        match byte {
+            Some(byte) if self.allowance.spend(1) => self.wire.send(Kind::Input, &[byte]),
+            _ => self.wire.send(Kind::InputEnd, &[]),
+        }
     }
 
     /// The same; the stream stays open as long as what is also returned.
@@ -247,7 +271,13 @@ impl Relay {
                     return Ok(Some(Over::Started));
                 }
             }
-            Kind::Mark => add_mark(&mut self.marks, &payload)?,
+            Kind::Mark => {
+                add_mark(&mut self.marks, &payload)?;
+                if self.until_mark.is_some() && self.marks.last().map(|(_, name)| &**name) == self.until_mark {
+                    self.until_mark = None;
+                    return Ok(Some(Over::Marked));
+                }
+            }
             Kind::Exit => return Exit::parse(&payload).map(|exit| Some(Over::Exit(exit))).ok_or_else(malformed),
             Kind::Failed => return Refusal::parse(&payload).map(|refusal| Some(Over::Refused(refusal))),
             Kind::OutputEnd | Kind::ErrorEnd => {

@@ -197,3 +197,34 @@ fn a_reader_that_is_never_done_keeps_memory_flat() {
         reader.read_exact(&mut chunk).unwrap();
     }
 }
+
+#[test]
+fn it_stops_at_a_mark_and_goes_on_with_an_answer() {
+    for (answer, heard) in [(Some(b'c'), (Kind::Input, vec![b'c'])), (None, (Kind::InputEnd, vec![]))] {
+        let (wire, mut agent) = pair();
+        agent.send(Kind::Started, &[0; 4]);
+        agent.send(Kind::Output, b"first");
+        agent.send(Kind::Mark, b"\x01\0\0\0\0\0\0\0criu");
+        agent.send(Kind::Mark, b"\x02\0\0\0\0\0\0\0held");
+        agent.send(Kind::Mark, b"\x03\0\0\0\0\0\0\0held");
+        let mut relay = Relay::new(wire, None, Out::Last(vec![]), Out::Last(vec![]));
+        let done = relay.run_until("held").unwrap();
+        assert_eq!((done.over, &done.output[..]), (Over::Marked, &b"first"[..]));
+        assert_eq!(done.marks.last(), Some(&(2, "held".to_owned())));
+        relay.answer(answer);
+        let talker = std::thread::spawn(move || {
+            assert_eq!(agent.receive(), heard);
+            agent.send(Kind::Output, b"second");
+            agent.send(Kind::Exit, &[0, 0]);
+        });
+        let done = relay.run().unwrap();
+        talker.join().unwrap();
+        assert_eq!((done.over, &done.output[..]), (Over::Exit(Exit::Code(0)), &b"second"[..]));
+        assert_eq!(done.marks, [(3, "held".to_owned())]);
+    }
+    // What ends before says how.
+    let (wire, mut agent) = pair();
+    agent.send(Kind::Exit, &[0, 3]);
+    let mut relay = Relay::new(wire, None, Out::Nowhere, Out::Nowhere);
+    assert_eq!(relay.run_until("held").unwrap().over, Over::Exit(Exit::Code(3)));
+}

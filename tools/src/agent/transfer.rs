@@ -1,6 +1,7 @@
 //! Files as the input or output of an operation of the agent's, in the windows of the protocol.
 
 use std::io::{self, Read, Write};
+use std::time::Instant;
 
 use machinen_abi::body::{Credit, Exit, Stream};
 use machinen_abi::frame::{Kind, MOST_PAYLOAD_BYTES};
@@ -19,6 +20,8 @@ pub struct Transfer {
     allowance: Allowance,
     receipt: Receipt,
     started: bool,
+    /// It is not waited for longer.
+    limit: Option<Instant>,
     /// Output that nobody has read yet.
     output: Vec<u8>,
     read: usize,
@@ -36,6 +39,7 @@ impl Transfer {
             allowance: Allowance::default(),
             receipt: Receipt::default(),
             started: false,
+            limit: None,
             output: Vec::new(),
             read: 0,
             output_ended: false,
@@ -44,6 +48,12 @@ impl Transfer {
         };
         transfer.apply(first);
         transfer
+    }
+
+    /// Ends at this time.
+    pub fn limit(mut self, limit: Option<Instant>) -> Transfer {
+        self.limit = limit;
+        self
     }
 
     fn apply(&mut self, (kind, payload): Frame) {
@@ -78,8 +88,9 @@ impl Transfer {
 
     /// Waits for a frame.
     fn step(&mut self) {
-        match self.wire.receive(None) {
+        match self.wire.receive(self.limit) {
             Ok(Some(frame)) => self.apply(frame),
+            Ok(None) if !self.wire.is_over() => self.end = Some(Err(wire::lost(io::ErrorKind::TimedOut.into()))),
             Ok(None) => self.end = Some(Err(wire::lost(io::ErrorKind::UnexpectedEof.into()))),
             Err(error) => self.end = Some(Err(error)),
         }

@@ -5,7 +5,7 @@ use std::mem::MaybeUninit;
 use std::os::fd::{AsFd, BorrowedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::net::{SendAncillaryBuffer, SendAncillaryMessage, SendFlags, sendmsg};
 
@@ -20,13 +20,14 @@ pub const SHARE_BUSY: &str = "CTL_SHARE_BUSY";
 /// No answer is longer.
 const MOST_BYTES: u64 = 4096;
 
-/// Asks the monitor of the machine in `dir` for something, with a descriptor where it needs one.
+/// Asks the monitor of the machine in `dir` for something, with a descriptor where it needs one, and waits until `limit` at most.
 ///
 /// # Errors
 /// `CTL_UNAVAILABLE` when nothing answers; [`SHARE_BUSY`] while the guest has the share mounted, `CTL_REFUSED` otherwise, as the
 /// monitor says it.
-pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Result<()> {
-    let answer = exchange(dir, request, descriptor).map_err(|cause| {
+pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>, limit: Option<Instant>) -> Result<()> {
+    let left = limit.map_or(PATIENCE, |limit| limit.saturating_duration_since(Instant::now()).min(PATIENCE));
+    let answer = exchange(dir, request, descriptor, left).map_err(|cause| {
         Error::host("CTL_UNAVAILABLE", format!("ask the monitor in {} for: {request}", dir.display()), cause)
             .hint("machinen ls shows which machines live; one that was started by an older machinen cannot be asked")
     })?;
@@ -43,9 +44,10 @@ pub fn ask(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> Res
     }
 }
 
-fn exchange(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>) -> io::Result<String> {
+fn exchange(dir: &Path, request: &str, descriptor: Option<BorrowedFd<'_>>, patience: Duration) -> io::Result<String> {
     let mut stream = ShortPath::new(dir, CTL_SOCKET).and_then(UnixStream::connect)?;
-    stream.set_read_timeout(Some(PATIENCE))?;
+    // None at all would be one without end.
+    stream.set_read_timeout(Some(patience.max(Duration::from_millis(1))))?;
     let line = format!("{request}\n");
     let descriptors = descriptor.map(|descriptor| [descriptor]);
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];

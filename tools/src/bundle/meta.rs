@@ -20,7 +20,7 @@ pub(super) const NAME: &str = "meta.json";
 /// In it: the code of [`Key::seal`].
 const SEAL: &str = "seal";
 /// Name of the directory of the engine's images.
-const IMAGES: &str = "img";
+pub(super) const IMAGES: &str = "img";
 /// Another layout has another number.
 const VERSION: u64 = 1;
 /// Most bytes of the file.
@@ -180,7 +180,7 @@ impl Meta {
         })
     }
 
-    /// Writes it, with the images that are there, to the bundle in `dir`, which is whole then.
+    /// Writes it, with the images that are there, to the bundle in `dir`, which is whole then, whatever becomes of the host.
     ///
     /// # Errors
     /// `SNAPSHOT_DIRECTORY`.
@@ -199,7 +199,7 @@ impl Meta {
             let file = Outfile::create_new(&path)?;
             file.file().set_permissions(Permissions::from_mode(0o600))?;
             file.file().write_all(format!("{value:#}\n").as_bytes())?;
-            file.commit()
+            file.commit_durably()
         };
         write().map_err(|cause| Error::host("SNAPSHOT_DIRECTORY", format!("write {}", path.display()), cause))
     }

@@ -16,6 +16,7 @@
 mod compare;
 mod ctl;
 mod fork;
+mod inner;
 mod lazy;
 mod meta;
 mod restore;

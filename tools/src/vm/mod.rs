@@ -265,9 +265,10 @@ impl Vm {
         self.relay_of(&Request::new(Operation::Attach), input, output, error, None)
     }
 
-    /// An operation of the agent's, with these outputs.
-    pub(crate) fn relay_request(&self, request: &Request, output: Out, error: Out) -> Result<Relay> {
-        self.relay_of(request, None, output, error, None)
+    /// An operation of the agent's, whose outputs are kept, as far as `limit` lets it come.
+    pub(crate) fn relay_request(&self, request: &Request, limit: Option<Instant>) -> Result<Relay> {
+        let kept = || Out::Last(Vec::new());
+        self.relay_of(request, None, kept(), kept(), limit).map(|relay| relay.limit(limit))
     }
 
     fn relay_of(
