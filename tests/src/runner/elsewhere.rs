@@ -32,7 +32,6 @@ const CHOSEN: &[&str] = &[
     "linux_bzimage",
     "linux_cp a_tree_goes_in_and_comes_back",
     "linux_criu a_counter_goes_on_where_it_was",
-    "linux_criu what_one_kernel_ran_goes_on_under_another",
     "linux_detach a_detached_machine_is_used_from_elsewhere_and_stopped",
     "linux_disk all_devices_at_once_have_their_lines",
     "linux_end",
