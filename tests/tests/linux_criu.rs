@@ -16,7 +16,7 @@ use machinen_tests::agent::{Client, End, MODULES, Machine, Outcome, exec};
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::Scratch;
 use machinen_tests::lab::Arch;
-use machinen_tests::{Run, asset, bin, rootfs};
+use machinen_tests::{IS_LAZY, Run, asset, bin, rootfs};
 
 const TUNED: &str = "vmlinux-tuned";
 const STOCK: &str = "vmlinux";
@@ -232,7 +232,9 @@ fn a_counter_goes_on_where_it_was() {
         for name in ["restore", "bundle", "criu", "restored", "first output"] {
             assert!(names.contains(&name), "{names:?}");
         }
-        assert_eq!(names.contains(&"lazy"), !lazy.is_empty(), "{names:?}");
+        assert_eq!(names.contains(&"lazy"), !lazy.is_empty() && IS_LAZY, "{names:?}");
+        let refused = names.contains(&"not lazy: CRIU 3.17.1 cuts off addresses on aarch64");
+        assert_eq!(refused, !lazy.is_empty() && !IS_LAZY, "{names:?}");
         assert_eq!(machine.finish(), (7, String::new()));
     }
 
@@ -476,6 +478,7 @@ fn a_tree_with_a_large_heap_comes_eagerly_and_lazily() {
         assert_eq!(machine.run(&script).triple().2, 0);
         main.open(Operation::Restore, &[&[AT], fields].concat());
         main.send(Kind::Input, b"a line\n");
+        let lazy = lazy && IS_LAZY;
         if lazy {
             main.expect(Kind::Started);
             let now = stats(&machine);
@@ -540,6 +543,10 @@ fn a_kernel_that_cannot_bring_memory_later_brings_it_first() {
 
 #[test]
 fn nothing_goes_on_with_memory_that_cannot_come() {
+    if !IS_LAZY {
+        println!("SKIP: CRIU 3.17.1 brings no memory page by page on aarch64");
+        return;
+    }
     let disks = Disks::new(256);
     let (machine, mut main) = disks.boot(TUNED, "rw");
     exec(&mut main, &["python3", "-c", &TREE.replace("MIB", "64")]);

@@ -10,6 +10,18 @@ use machinen_abi::fault::{Fault, MOST_FAULTS};
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
 
+/// The first version whose server of memory works on processors whose pages may be of several sizes: older ones cut the address of a
+/// page that is waited for down to 32 bits (checkpoint-restore/criu, pull request 2270).
+const FIRST_FOR_AARCH64: [u32; 2] = [3, 19];
+
+/// Whether this version of CRIU can bring memory later on a machine of that name.
+#[must_use]
+pub fn can_serve(machine: &str, criu: &str) -> bool {
+    let mut numbers = criu.split('.').map(|number| number.parse().unwrap_or(0));
+    let version = [numbers.next().unwrap_or(0), numbers.next().unwrap_or(0)];
+    machine != "aarch64" || version >= FIRST_FOR_AARCH64
+}
+
 /// Pages of all processes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Pages {
@@ -126,8 +138,18 @@ pub fn hints(text: &[u8]) -> Vec<Fault> {
 
 #[cfg(test)]
 mod tests {
-    use super::{Fault, Pages, Sum, fault, hints};
+    use super::{Fault, Pages, Sum, can_serve, fault, hints};
     use proptest::prelude::{any, prop, proptest};
+
+    #[test]
+    fn an_old_server_is_not_asked_on_aarch64() {
+        for old in ["3.17.1", "3.18", "2.20", "", "x"] {
+            assert!(!can_serve("aarch64", old) && can_serve("x86_64", old), "{old}");
+        }
+        for new in ["3.19", "3.19.1", "3.20", "4.0"] {
+            assert!(can_serve("aarch64", new), "{new}");
+        }
+    }
 
     const LOG: &str = "(00.224014) uffd: Waiting for incoming connections on lazy-pages.socket\n\
         (00.404025) uffd: Received PID: 1001, uffd: 9\n\

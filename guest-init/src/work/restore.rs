@@ -34,7 +34,7 @@ pub fn run(worker: &Worker, config: &Config, restore: &Restore) -> Result<(), Fa
     take_probes(&workload, &images)?;
     give_input(&workload, &images)?;
     let huge_pages = if restore.lazy { bring_first(&bundle, &images) } else { None };
-    let lazy = restore.lazy && is_lazy(worker, config, &images, &bundle);
+    let lazy = restore.lazy && is_lazy(worker, config, &workload, &images, &bundle);
     worker.mark("criu");
     let log = criu::path(criu::WORK, criu::RESTORE_LOG);
     let printed = criu::path(criu::WORK, "restore.out");
@@ -148,10 +148,14 @@ fn without_huge_pages() -> Option<Vec<u8>> {
 }
 
 /// Starts what brings memory later. Where that cannot be, a mark says why.
-fn is_lazy(worker: &Worker, config: &Config, images: &str, bundle: &Bundle) -> bool {
+fn is_lazy(worker: &Worker, config: &Config, workload: &Workload, images: &str, bundle: &Bundle) -> bool {
     let why: String = match sys::can_handle_faults() {
         Err(Errno(libc::ENOSYS)) => "the kernel has no userfaultfd".into(),
         Err(errno) => format!("userfaultfd: {errno}"),
+        // The image that was dumped from is the one that this is.
+        Ok(()) if !criu::lazy::can_serve(&workload.machine, &workload.criu) => {
+            format!("CRIU {} cuts off addresses on {}", workload.criu, workload.machine)
+        }
         Ok(()) => match keeper::start(config, images, bundle) {
             Ok(()) => {
                 worker.mark("lazy");

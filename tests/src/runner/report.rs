@@ -106,7 +106,8 @@ impl Report {
                 }
                 for (why, tests) in reasons {
                     let which = if tests.len() == records.len() { "all".to_owned() } else { tests.join(", ") };
-                    let _ = writeln!(text, "    {name}, {why}: {which}");
+                    let name = if why.starts_with("not for ") { String::new() } else { format!("{name}, ") };
+                    let _ = writeln!(text, "    {name}{why}: {which}");
                 }
             }
         }
