@@ -104,7 +104,7 @@ fn all_devices_at_once_have_their_lines() {
         for d in a b c d e f g h i; do dd if=/dev/zero of=/dev/vd$d bs=64k count=1 conv=fsync 2>/dev/null || echo $d; done
         dd if=/dev/hwrng bs=16 count=1 2>/dev/null | wc -c
         for d in /sys/bus/virtio/devices/*; do readlink -f $d/driver | sed s,.*/,,; done | sort | uniq -c | tr -s ' '
-        awk '/virtio/ { print $4 }' /proc/interrupts | tr -d '\n'";
+        awk '/virtio/ { print $4 }' /proc/interrupts | sort -n | tr -d '\n'";
     let modules = ["virtio_blk", "virtio_balloon", "rng_core", "virtio_rng", "failover", "net_failover", "virtio_net"];
     let vsock = ["vsock", "vmw_vsock_virtio_transport_common", "vmw_vsock_virtio_transport"];
     let x86 = cfg!(target_arch = "x86_64");
