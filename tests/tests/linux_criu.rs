@@ -407,7 +407,7 @@ fn a_shell_is_typed_into_where_it_is_restored() {
     main.expect_output("Running");
     main.expect_output("# ");
     main.send(Kind::Input, b"sleep 2000; echo status $?\n");
-    let script = "until pgrep -f 'sleep 2000'; do sleep 0.01; done";
+    let script = "until pgrep -f 'sleep 200[0]'; do sleep 0.01; done";
     assert_eq!(machine.run(script).triple().2, 0);
     main.send(Kind::Input, b"\x03");
     main.expect_output("# ");
