@@ -15,6 +15,39 @@ use crate::host::without_holes;
 use crate::monitor::LIMIT;
 use crate::session::Session;
 
+/// What Debian's kernel has as modules of what CRIU needs, in order.
+pub const CRIU_MODULES: [&str; 10] = [
+    "unix_diag",
+    "inet_diag",
+    "tcp_diag",
+    "udp_diag",
+    "netlink_diag",
+    "af_packet_diag",
+    "veth",
+    "libcrc32c",
+    "nfnetlink",
+    "nf_tables",
+];
+
+/// A process that talks with another over TCP; says how much it heard for each file that it is to remove.
+pub const TALK: &str = r#"
+import os, socket, sys, time
+listener = socket.create_server(("127.0.0.1", 4000))
+if os.fork() == 0:
+    one = socket.create_connection(("127.0.0.1", 4000))
+    while one.sendall(b"x") is None: time.sleep(0.02)
+other, _ = listener.accept()
+n = 0
+print("ready", flush=True)
+while True:
+    data = other.recv(100)
+    if not data: sys.exit(3)
+    n += len(data)
+    if os.path.exists("/tmp/say"):
+        os.remove("/tmp/say")
+        print("heard", n, flush=True)
+"#;
+
 /// Answers each request with the number of requests so far, on port 8000.
 pub const SERVER: &str = r#"
 import socket

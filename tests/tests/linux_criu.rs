@@ -13,6 +13,7 @@ use machinen_abi::body::{Exit, Reason};
 use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
 use machinen_tests::agent::{Client, End, MODULES, Machine, Outcome, exec};
+use machinen_tests::bundles::CRIU_MODULES;
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::Scratch;
 use machinen_tests::lab::Arch;
@@ -20,21 +21,6 @@ use machinen_tests::{IS_LAZY, Run, asset, bin, rootfs};
 
 const TUNED: &str = "vmlinux-tuned";
 const STOCK: &str = "vmlinux";
-
-/// What Debian's kernel has as modules of what CRIU needs, and of what finds the disks.
-const MORE_MODULES: [&str; 11] = [
-    "virtio_blk",
-    "unix_diag",
-    "inet_diag",
-    "tcp_diag",
-    "udp_diag",
-    "netlink_diag",
-    "af_packet_diag",
-    "veth",
-    "libcrc32c",
-    "nfnetlink",
-    "nf_tables",
-];
 
 /// A field of a first frame.
 type Field<'a> = (Tag, &'a [u8]);
@@ -74,7 +60,7 @@ impl Disks {
             let mut make = Run::new(bin("machinen-mkinitramfs")).arg("minimal").arg(&initrd);
             make = make.args(["--root", "/dev/vda", "--agent"]);
             if kernel == STOCK {
-                for name in MODULES.iter().chain(&MORE_MODULES) {
+                for name in MODULES.iter().chain(&["virtio_blk"]).chain(&CRIU_MODULES) {
                     make = make.arg("--module").arg(asset(&format!("modules/{name}.ko")));
                 }
             }

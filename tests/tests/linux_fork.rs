@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use machinen_tests::bundles::{SERVER, find, free_port, get, listed, no_machine_is_left};
+use machinen_tests::bundles::{SERVER, TALK, find, free_port, get, listed, no_machine_is_left};
 use machinen_tests::cli::Cli;
 use machinen_tests::monitor::wait_until;
 use machinen_tests::session::Session;
@@ -63,31 +63,12 @@ fn a_copy_has_a_name_and_ports_of_its_own() {
     assert_eq!(std::fs::read_dir(cli.path("cache/bundles")).unwrap().count(), 0);
 }
 
-/// A process that talks with another over TCP; it says so for each file that it is to remove.
-const TALK: &str = r#"
-import os, socket, sys, time
-listener = socket.create_server(("127.0.0.1", 4000))
-if os.fork() == 0:
-    one = socket.create_connection(("127.0.0.1", 4000))
-    while one.sendall(b"x") is None: time.sleep(0.02)
-other, _ = listener.accept()
-n = 0
-print("connected", flush=True)
-while True:
-    data = other.recv(100)
-    if not data: sys.exit(3)
-    n += len(data)
-    if os.path.exists("/tmp/say"):
-        os.remove("/tmp/say")
-        print("heard", n, flush=True)
-"#;
-
 #[test]
 fn connections_go_on_in_both_where_that_is_wanted() {
     let cli = Cli::of_debian();
     cli.detach("talk", &["python3", "-c", TALK]);
     let mut logs = Session::on_pipes(cli.command("logs", &["-f", "talk"]));
-    logs.expect("connected");
+    logs.expect("ready");
     let forked = cli.tool("fork", &["-d", "--tcp-keep", "--name", "kept", "talk"]).finish();
     assert_eq!((forked.code(), forked.printed()), (0, "kept\n".into()));
     let forked = cli.tool("fork", &["-d", "--name", "closed", "talk"]).finish();

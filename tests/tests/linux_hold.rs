@@ -9,7 +9,7 @@ use machinen_abi::body::{Exit, HELD, Reason, TAKEN};
 use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
 use machinen_tests::agent::{Client, End, Machine, Outcome, exec};
-use machinen_tests::bundles::COUNTING;
+use machinen_tests::bundles::{COUNTING, TALK};
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::Scratch;
 use machinen_tests::lab::Arch;
@@ -152,23 +152,6 @@ fn processes_go_on_unless_the_host_takes_the_dump() {
     assert_eq!(main.outcome().end, End::Failed(Reason::Dumped, 0, "the main command was dumped".into()));
     assert_eq!(machine.finish(), (0, String::new()));
 }
-
-/// Two processes that talk with each other over TCP; says so for each file that it is to remove.
-const TALK: &str = r#"
-import os, socket, time
-listener = socket.create_server(("127.0.0.1", 4000))
-if os.fork() == 0:
-    one = socket.create_connection(("127.0.0.1", 4000))
-    while one.sendall(b"x") is None: time.sleep(0.02)
-other, _ = listener.accept()
-n = 0
-print("ready", flush=True)
-while other.recv(100):
-    n += 1
-    if os.path.exists("/tmp/say"):
-        os.remove("/tmp/say")
-        print("heard", n, flush=True)
-"#;
 
 #[test]
 fn connections_go_on_after_a_dump_that_is_not_taken() {

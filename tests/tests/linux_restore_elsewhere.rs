@@ -7,7 +7,7 @@ use std::io::BufWriter;
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use machinen_tests::bundles::{copy, no_machine_is_left, snapshot};
+use machinen_tests::bundles::{CRIU_MODULES, copy, no_machine_is_left, snapshot};
 use machinen_tests::cli::Cli;
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::lab::Arch;
@@ -15,24 +15,14 @@ use machinen_tests::session::Session;
 use machinen_tests::{Finished, asset, rootfs};
 use serde_json::{Value, json};
 
-/// What Debian's kernel has as modules of what a machine and CRIU need, in order.
-const MODULES: [&str; 16] = [
+/// What Debian's kernel has as modules of what a machine needs, in order.
+const MODULES: [&str; 6] = [
     "virtio_mmio",
     "virtio_blk",
     "vsock",
     "vmw_vsock_virtio_transport_common",
     "vmw_vsock_virtio_transport",
     "virtio_balloon",
-    "unix_diag",
-    "inet_diag",
-    "tcp_diag",
-    "udp_diag",
-    "netlink_diag",
-    "af_packet_diag",
-    "veth",
-    "libcrc32c",
-    "nfnetlink",
-    "nf_tables",
 ];
 
 /// A shell that numbers what it reads, and has a file of the image open.
@@ -81,10 +71,11 @@ fn another_kernel() {
     let cli = Cli::of_debian();
     let modules = cli.path("modules");
     fs::create_dir(&modules).unwrap();
-    for name in MODULES {
+    let names: Vec<&str> = MODULES.into_iter().chain(CRIU_MODULES).collect();
+    for name in &names {
         fs::copy(asset(&format!("modules/{name}.ko")), modules.join(format!("{name}.ko"))).unwrap();
     }
-    fs::write(modules.join("order"), MODULES.map(|name| format!("{name}\n")).concat()).unwrap();
+    fs::write(modules.join("order"), names.iter().map(|name| format!("{name}\n")).collect::<String>()).unwrap();
     let (kernel, modules) = (asset("vmlinux").display().to_string(), modules.display().to_string());
     let stock = ["--kernel", &kernel, "--modules", &modules];
     let bundle = cli.path("of-tuned");

@@ -167,6 +167,19 @@ impl Relay {
         self.run_holding().map(|(done, _)| done)
     }
 
+    /// The same; the stream stays open as long as what is also returned.
+    pub(crate) fn run_holding(mut self) -> Result<(Done, Wire)> {
+        let over = self.go()?;
+        if matches!(over, Over::Exit(_) | Over::Refused(_) | Over::Lost) {
+            self.drain()?;
+        }
+        let [output, error] = self.outputs.map(|output| match output.out {
+            Out::Keep(kept) | Out::Last(kept) => kept,
+            _ => Vec::new(),
+        });
+        Ok((Done { over, marks: self.marks, output, error }, self.wire))
+    }
+
     /// Runs until the mark of this name has come, or to the end; gives which, and what has come up to there.
     pub(crate) fn run_until(&mut self, mark: &'static str) -> Result<Done> {
         self.until_mark = Some(mark);
@@ -184,19 +197,6 @@ impl Relay {
             Some(byte) if self.allowance.spend(1) => self.wire.send(Kind::Input, &[byte]),
             _ => self.wire.send(Kind::InputEnd, &[]),
         }
-    }
-
-    /// The same; the stream stays open as long as what is also returned.
-    pub(crate) fn run_holding(mut self) -> Result<(Done, Wire)> {
-        let over = self.go()?;
-        if matches!(over, Over::Exit(_) | Over::Refused(_) | Over::Lost) {
-            self.drain()?;
-        }
-        let [output, error] = self.outputs.map(|output| match output.out {
-            Out::Keep(kept) | Out::Last(kept) => kept,
-            _ => Vec::new(),
-        });
-        Ok((Done { over, marks: self.marks, output, error }, self.wire))
     }
 
     fn go(&mut self) -> Result<Over> {

@@ -17,6 +17,8 @@ pub(crate) struct There<'a> {
     pub criu: Option<&'a str>,
     /// The kernel's path.
     pub kernel: &'a Path,
+    /// Which kernel that is ([`identity::identity`]).
+    pub kernel_id: Option<&'a str>,
 }
 
 impl RestoreOptions {
@@ -31,8 +33,8 @@ impl RestoreOptions {
         let criu = self.meta().workload["criu"].as_str().unwrap_or_default();
         let criu = there.criu.and_then(|here| compare_criu(criu, here));
         // The same kernel could when the bundle was made.
-        let is_other = |here: &String| !kernel.is_empty() && here != kernel;
-        let facts = identity::identity(there.kernel).filter(is_other).map(|_| identity::facts(there.kernel));
+        let is_other = |here: &&str| !kernel.is_empty() && here != kernel;
+        let facts = there.kernel_id.filter(is_other).map(|_| identity::facts(there.kernel));
         let before = self.meta().workload["kernel"].as_str().unwrap_or_default();
         for found in [criu, facts.and_then(|facts| compare_kernel(before, &facts))].into_iter().flatten() {
             match found.refused {

@@ -86,32 +86,33 @@ impl Vm {
             }
         });
         let made = made.map_err(|error| self.late(error, options, limit));
-        let (ended, meta) = match made {
+        let ended = match made {
             // From here on it is the guest's to say what becomes of the processes.
-            Ok((dump, meta)) => (self.take(dump, dir, &mut steps), Some(meta)),
-            Err(error) => (End::Refused(error), None),
+            Ok((dump, meta)) => {
+                self.take(dump, dir, &mut steps).map_or_else(End::Unknown, |()| End::Taken(Box::new(meta)))
+            }
+            Err(error) => End::Refused(error),
         };
         inner.give_log();
         // A machine that has ended has let go of it.
         let unshared = ctl::ask(self.dir(), &format!("unshare {BUNDLE_TAG}"), None, limit);
         let ended = match (ended, unshared) {
-            (End::Taken, Err(error)) if options.leave_running && error.code() == ctl::SHARE_BUSY => {
+            (End::Taken(_), Err(error)) if options.leave_running && error.code() == ctl::SHARE_BUSY => {
                 End::Refused(failed(self.label(), "the guest does not let go of the bundle".into()).because(error))
             }
             (ended, _) => ended,
         };
-        match (ended, meta) {
-            (End::Taken, Some(mut meta)) => {
+        match ended {
+            End::Taken(mut meta) => {
                 inner.remove();
                 meta.phases = steps.done;
-                Ok(meta)
+                Ok(*meta)
             }
-            (End::Unknown(error), _) => Err(error),
-            (End::Refused(error), _) => {
+            End::Unknown(error) => Err(error),
+            End::Refused(error) => {
                 inner.discard();
                 Err(with_log(error, dir))
             }
-            (End::Taken, None) => Err(failed(self.label(), "nothing was dumped".into())),
         }
     }
 
@@ -151,9 +152,11 @@ impl Vm {
     }
 
     /// Tells the guest that the bundle is whole, and waits for the end of its dump.
-    fn take(&self, dump: Dump, dir: &Path, steps: &mut Steps) -> End {
+    ///
+    /// Errors: what became of the processes is not known.
+    fn take(&self, dump: Dump, dir: &Path, steps: &mut Steps) -> Result<()> {
         if dump.is_over {
-            return End::Taken;
+            return Ok(());
         }
         let mut relay = dump.relay;
         relay.answer(Some(TAKEN));
@@ -161,7 +164,7 @@ impl Vm {
         steps.end("end");
         let (code, why) = match ended {
             // The stream is closed only now: without its processes the machine ends with that. One that has ended is in the bundle, too.
-            Ok((Done { over: Over::Exit(Exit::Code(0)) | Over::Lost, .. }, _stream)) => return End::Taken,
+            Ok((Done { over: Over::Exit(Exit::Code(0)) | Over::Lost, .. }, _stream)) => return Ok(()),
             Ok((Done { over: Over::Refused(refusal), .. }, _)) => ("SNAPSHOT_FAILED", refusal.message),
             Ok((Done { over: Over::Limit, .. }, _)) => (TIMEOUT, "the guest does not say".into()),
             Ok((done, _)) => ("SNAPSHOT_FAILED", format!("{:?}", done.over)),
@@ -173,7 +176,7 @@ impl Vm {
             self.label(),
             dir.display()
         );
-        End::Unknown(Error::new(code, message).hint("machinen ls shows which machines live"))
+        Err(Error::new(code, message).hint("machinen ls shows which machines live"))
     }
 
     /// Puts what the guest has written to its root disk beside the images.
@@ -272,7 +275,7 @@ impl Vm {
 /// What became of a dump that was written.
 enum End {
     /// What was asked for.
-    Taken,
+    Taken(Box<Meta>),
     /// The processes go on.
     Refused(Error),
     /// The bundle is whole, and what became of the processes is not known.

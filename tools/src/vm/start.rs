@@ -105,6 +105,8 @@ pub(crate) struct Prepared<'a> {
     options: &'a BootOptions,
     vmm: PathBuf,
     kernel: Kernel,
+    /// Which one that is, for bundles.
+    kernel_id: Option<String>,
     disk: PathBuf,
     mounts: Vec<Mounted>,
     shares: Vec<Shared>,
@@ -130,19 +132,24 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
             .hint("put init beside this program, or set MACHINEN_INIT to its path")
     })?;
     let disk = resolve_image(image, options.verbose)?;
-    let restore = options.restore.as_ref();
+    let (restore, kernel_id) = (options.restore.as_ref(), kernel::identity::identity(&kernel.path));
     let mut warnings = Vec::new();
     let mut layer = None;
     if let Some(restore) = restore {
         let (image_key, criu) = (image_key(&disk), rootfs_img::criu_of(&disk));
-        let there = There { image_key: &image_key, criu: criu.as_deref(), kernel: &kernel.path };
+        let there = There {
+            image_key: &image_key,
+            criu: criu.as_deref(),
+            kernel: &kernel.path,
+            kernel_id: kernel_id.as_deref(),
+        };
         warnings = restore.compare(&there)?;
         layer = restore.layer(&image_key)?;
     }
     marks.push((now_ns(), "image ready".into()));
     let mounts = mounts(options)?;
     let initrd = initramfs(init, &kernel, options, &shares)?;
-    Ok(Prepared { options, vmm, kernel, disk, mounts, shares, layer, bundle, initrd, marks, warnings })
+    Ok(Prepared { options, vmm, kernel, kernel_id, disk, mounts, shares, layer, bundle, initrd, marks, warnings })
 }
 
 impl Prepared<'_> {
@@ -233,8 +240,8 @@ impl Prepared<'_> {
         entry.other = options.other.clone();
         entry.image = options.image.clone().unwrap_or_default();
         entry.kernel = self.kernel.path.display().to_string();
-        if let Some(id) = kernel::identity::identity(&self.kernel.path) {
-            entry.other.insert(KERNEL_ID.into(), id.into());
+        if let Some(id) = &self.kernel_id {
+            entry.other.insert(KERNEL_ID.into(), id.clone().into());
         }
         entry.memory_mib = options.memory();
         entry.ports = options.publish.clone();
