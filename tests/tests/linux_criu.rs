@@ -527,6 +527,19 @@ fn a_kernel_that_cannot_bring_memory_later_brings_it_first() {
     }
 }
 
+/// By its number from the second line on: who looks for a name reads memory of the processes.
+const KILL_THE_SERVER_WHEN_SOMEBODY_WAITS: &str = r#"
+server=$(pgrep -f 'criu lazy-page[s]')
+[ -z "$server" ] || kill -STOP $server
+echo stopped
+while :; do
+    for at in /proc/1???/wchan; do
+        read where <$at
+        case $where in *userfault*) kill -KILL $server; exit ;; esac
+    done
+done 2>/dev/null
+"#;
+
 #[test]
 fn nothing_goes_on_with_memory_that_cannot_come() {
     if !IS_LAZY {
@@ -540,11 +553,12 @@ fn nothing_goes_on_with_memory_that_cannot_come() {
     dump_and_end(machine, main, &[]);
     let (machine, mut main) = disks.restore(TUNED, &[(Tag::Lazy, b"")]);
     main.expect(Kind::Started);
-    // By its number from here on: who looks for a name reads memory of the processes, and would wait for the server that stands still.
-    let stopped = machine.run("server=$(pgrep -f 'criu lazy-page[s]'); kill -STOP $server 2>/dev/null; echo $server");
+    // All in one command: whoever writes to a process that waits for memory as it reads may wait with it, and that is PID 1.
+    let mut killer = machine.connect();
+    exec(&mut killer, &["/bin/sh", "-c", KILL_THE_SERVER_WHEN_SOMEBODY_WAITS]);
+    killer.expect_output("stopped\n");
     let now = stats(&machine);
     main.input(b"a line\n");
-    assert_eq!(machine.run(&format!("kill -KILL {} 2>/dev/null || true", stopped.text().trim())).triple().2, 0);
     let outcome = main.outcome();
     let text = outcome.text();
     let status = match outcome.end {
