@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod mounts;
 mod options;
 mod resolve;
 mod shares;
