@@ -11,6 +11,7 @@ use serde_json::{Value, json};
 
 use super::Engine;
 use super::seal::{Key, is_own};
+use crate::agent::printable;
 use crate::error::{Error, Result};
 use crate::outfile::Outfile;
 use crate::registry::Entry;
@@ -285,10 +286,10 @@ fn what_is_missing(dir: &Path, images: &[(String, u64)]) -> Option<String> {
     if !dir.is_dir() {
         return Some(format!("there is no {IMAGES} in it"));
     }
-    images.iter().find_map(|(name, bytes)| match fs::metadata(dir.join(name)) {
-        Ok(found) if found.len() == *bytes => None,
-        Ok(found) => Some(format!("{IMAGES}/{name} has {} bytes, not {bytes}", found.len())),
-        Err(_) => Some(format!("there is no {IMAGES}/{name} in it")),
+    images.iter().find_map(|(name, bytes)| match (fs::metadata(dir.join(name)), printable(name)) {
+        (Ok(found), _) if found.len() == *bytes => None,
+        (Ok(found), name) => Some(format!("{IMAGES}/{name} has {} bytes, not {bytes}", found.len())),
+        (Err(_), name) => Some(format!("there is no {IMAGES}/{name} in it")),
     })
 }
 
@@ -360,6 +361,10 @@ mod tests {
         fs::remove_file(dir.join("img/pages-1.img")).unwrap();
         let error = Meta::read(&dir).unwrap_err();
         assert!(error.to_string().ends_with("there is no img/pages-1.img in it"), "{error}");
+        // A name that would steer the terminal.
+        let name = r#"{"version": 1, "engine": "criu", "workload": {}, "images": {"\u001b[2J": 1}}"#;
+        fs::write(dir.join(NAME), name).unwrap();
+        assert!(Meta::read(&dir).unwrap_err().to_string().ends_with("there is no img/\u{fffd}[2J in it"));
         for (text, code) in [
             ("", "BUNDLE_INVALID"),
             ("{}", "BUNDLE_INVALID"),
