@@ -306,8 +306,7 @@ impl Prepared<'_> {
 
 /// What identifies the content of a disk: its name in the cache, which is made from that; of others when they were changed.
 fn image_key(disk: &Path) -> String {
-    let is_cached = imagecache::directory().is_some_and(|cache| disk.starts_with(cache));
-    match (is_cached, disk.file_stem(), fs::metadata(disk)) {
+    match (imagecache::holds(disk), disk.file_stem(), fs::metadata(disk)) {
         (true, Some(stem), _) => stem.to_string_lossy().into_owned(),
         (_, _, Ok(of)) => format!("{}-{}-{}.{}", of.ino(), of.len(), of.mtime(), of.mtime_nsec()),
         _ => String::new(),
