@@ -57,8 +57,15 @@ pub struct State {
 impl Server {
     /// The state. What is deleted or was moved out of the directory has no path.
     pub fn save(&self) -> State {
-        let root = self.directory.as_ref().and_then(|directory| path_of(directory.place.as_fd()));
-        let path = |node: &Node| below(root.as_deref()?, &path_of(node.fd.as_ref()?.as_fd())?);
+        let root = self.directory.as_ref().map(|directory| directory.place.as_fd());
+        let root = root.and_then(|root| Some((root, path_of(root)?)));
+        let path = |node: &Node| {
+            let (root, own) = root.as_ref()?;
+            let path = below(own, &path_of(node.fd.as_ref()?.as_fd())?)?;
+            // What has no name any more has one in /proc that may be another file's.
+            let found = host::stat(host::find(*root, &path).ok()?.as_fd()).ok()?;
+            ((found.st_dev, found.st_ino) == node.identity).then_some(path)
+        };
         let nodes = self.nodes.iter().map(|(id, node)| SavedNode {
             id,
             lookups: node.lookups,

@@ -2,12 +2,15 @@
 
 use std::fs::File;
 use std::io::{self, ErrorKind, Read, Seek, Write};
+use std::path::Path;
 
 use rustix::fs::{SeekFrom, seek};
 use rustix::io::Errno;
 
 /// What `machinen run` has kept of each end of a log.
 pub const KEPT_MIB: &str = "8";
+/// Most bytes of it that a message has.
+const TAIL_BYTES: u64 = 2048;
 
 /// Which side of a copy failed.
 #[derive(Debug)]
@@ -50,6 +53,23 @@ fn data(log: &mut File, at: u64) -> io::Result<(u64, u64)> {
     };
     log.seek(io::SeekFrom::Start(data))?;
     Ok((data, hole))
+}
+
+/// The last lines of a boot log, as one line without control characters.
+pub fn tail(path: &Path) -> String {
+    let read = || {
+        let mut file = File::open(path)?;
+        let length = file.metadata()?.len();
+        file.seek(io::SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
+        let mut bytes = Vec::new();
+        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
+        Ok(bytes)
+    };
+    let bytes = read().unwrap_or_else(|_: io::Error| Vec::new());
+    let text = String::from_utf8_lossy(&bytes);
+    let lines: Vec<String> = text.lines().map(|line| line.replace(char::is_control, "")).collect();
+    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
+    lines[lines.len().saturating_sub(4)..].join("; ")
 }
 
 #[cfg(test)]

@@ -49,7 +49,7 @@ pub struct Args {
     /// refuse where less than so much of the host's memory would stay free (default: 1)
     /// [MACHINEN_MIN_FREE]
     #[argh(option, arg_name = "percent")]
-    pub min_free: Option<f64>,
+    pub min_free: Option<String>,
     /// write a trace of the copy's start (Chrome trace JSON, for ui.perfetto.dev)
     #[argh(option, arg_name = "file")]
     pub trace: Option<String>,
@@ -75,8 +75,7 @@ pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
     };
     let trouble = |error: crate::error::Error| error.diagnostic(EXIT_TOOL);
     let variable = std::env::var("MACHINEN_MIN_FREE").ok().filter(|text| !text.is_empty());
-    let variable = variable.map(|text| text.parse().map_err(|_| usage(format!("MACHINEN_MIN_FREE={text}: no number"))));
-    let min_free = args.min_free.map_or_else(|| variable.transpose(), |percent| Ok(Some(percent)))?;
+    let min_free = args.min_free.map(plain).or(variable).map(|text| percent(&text).map_err(usage)).transpose()?;
     let fork = ForkOptions {
         engine: Engine::parse(&args.engine).map_err(trouble)?,
         tcp_keep: args.tcp_keep,
@@ -98,4 +97,24 @@ pub fn run(args: Args) -> std::result::Result<Said, Diagnostic> {
         Life { tool: TOOL.name, limit: None, trace: args.trace.map(plain), verbose: args.verbose, json: args.json };
     // The copy has read the bundle when its processes go on.
     live(&options, &stdio, &life, Some(Box::new(place)))
+}
+
+/// Reads a share of something in percent.
+fn percent(text: &str) -> std::result::Result<f64, String> {
+    // What is no number would be more than there is, always.
+    let number = text.parse().ok().filter(|number: &f64| number.is_finite());
+    number.ok_or_else(|| format!("--min-free {text}: not a number of percent"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::percent;
+
+    #[test]
+    fn a_share_is_a_number() {
+        assert_eq!((percent("1"), percent("0.5"), percent("100.1")), (Ok(1.0), Ok(0.5), Ok(100.1)));
+        for bad in ["", "NaN", "inf", "1e999", "1 %", "x"] {
+            assert!(percent(bad).is_err_and(|why| why.contains(bad)), "{bad}");
+        }
+    }
 }

@@ -24,6 +24,15 @@ pub fn directory() -> Option<PathBuf> {
         .or_else(|| variable("HOME").map(|dir| dir.join(".cache/machinen")))
 }
 
+/// Whether the file of this path, in which no name is a link's, is in the cache.
+pub fn holds(path: &Path) -> bool {
+    directory().is_some_and(|cache| is_below(&cache, path))
+}
+
+fn is_below(directory: &Path, path: &Path) -> bool {
+    fs::canonicalize(directory).is_ok_and(|directory| path.starts_with(directory))
+}
+
 /// Images of one kind.
 #[derive(Debug)]
 pub struct Store {
@@ -198,5 +207,21 @@ fn remove(path: &Path) -> Result<()> {
     match fs::remove_file(path) {
         Err(e) if e.kind() != io::ErrorKind::NotFound => Err(Fault::host("remove", path, e)),
         _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_cache_may_be_reached_by_a_link() {
+        let top = std::env::temp_dir().join(format!("machinen-imagecache-{}", std::process::id()));
+        fs::create_dir_all(top.join("real")).unwrap();
+        std::os::unix::fs::symlink("real", top.join("link")).unwrap();
+        let image = fs::canonicalize(&top).unwrap().join("real/rootfs/KEY.img");
+        assert!(is_below(&top.join("link"), &image) && is_below(&top.join("real"), &image));
+        assert!(!is_below(&top.join("other"), &image) && !is_below(&top.join("link"), &top.join("real2/x")));
+        fs::remove_dir_all(&top).unwrap();
     }
 }

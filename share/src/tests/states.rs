@@ -25,13 +25,15 @@ fn a_guest_goes_on_in_another_server() {
     let directory = guest.walk("d").expect("there").node;
     let listed = long(&guest.ask(opcode::OPENDIR, directory, &[0; 8]).expect("opened"), 0);
     fs::remove_file(place.at("gone")).expect("removed");
+    // As /proc calls what is gone.
+    fs::write(place.at("gone (deleted)"), b"").expect("written");
     // A state has the name that the host knows now, whoever changed it.
     fs::rename(place.at("moved"), place.at("d/renamed")).expect("moved");
     let state = guest.server.save();
     assert_eq!(state.session, Some(37));
     let of = |id: u64| state.nodes.iter().find(|node| node.id == id).expect("saved");
     assert_eq!((of(file).lookups, of(file).path.as_deref()), (2, Some(&b"d/e/f"[..])));
-    assert_eq!(of(moved).path.as_deref(), Some(&b"d/renamed"[..]));
+    assert_eq!((of(moved).path.as_deref(), &of(gone).path), (Some(&b"d/renamed"[..]), &None));
     assert_eq!((of(ROOT_ID).path.as_deref(), state.nodes.len(), state.handles.len()), (Some(&b""[..]), 7, 3));
 
     let mut other = Guest::new(&place);

@@ -8,6 +8,7 @@
 
 pub mod channel;
 mod output;
+mod over;
 pub mod relay;
 pub mod request;
 pub mod signals;

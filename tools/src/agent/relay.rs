@@ -17,6 +17,7 @@ use signal_hook::consts::{SIGCONT, SIGINT, SIGTERM, SIGTSTP, SIGWINCH};
 use super::channel::Channel;
 pub use super::output::Out;
 use super::output::Output;
+pub use super::over::{Done, Over};
 use super::signals::{FORWARDED, Signals};
 use super::terminal::{self, Raw};
 use super::wire::{Frame, Wire, protocol};
@@ -36,29 +37,6 @@ pub enum Pause {
     Command,
     /// The whole machine stands still: its monitor's pidfd.
     Machine(OwnedFd),
-}
-
-/// How it ended.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Over {
-    /// The command ended.
-    Exit(Exit),
-    /// The agent refused or failed.
-    Refused(Refusal),
-    /// The stream ended without a word: the machine is gone.
-    Lost,
-    /// The reader of standard output or error is gone: who writes there has done enough.
-    OutputClosed,
-    /// This process was told to end by SIGINT or SIGTERM, twice.
-    Signal(i32),
-    /// The time was over.
-    Limit,
-    /// The user left it alone.
-    Left,
-    /// It has started; asked for by [`Relay::until_started`].
-    Started,
-    /// It has come to a mark; asked for by [`Relay::run_until`].
-    Marked,
 }
 
 /// A command's streams, connected.
@@ -459,26 +437,6 @@ struct Ready {
     signals: bool,
     input: bool,
     outputs: [bool; 2],
-}
-
-/// What a command came to.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Done {
-    /// How it ended.
-    pub over: Over,
-    /// Points of time in ns since 1970.
-    pub marks: Vec<(u64, String)>,
-    /// What was kept of its output.
-    pub output: Vec<u8>,
-    /// What was kept of its errors.
-    pub error: Vec<u8>,
-}
-
-impl Done {
-    /// What a command came to that nothing was heard of.
-    pub fn nothing(over: Over) -> Done {
-        Done { over, marks: Vec::new(), output: Vec::new(), error: Vec::new() }
-    }
 }
 
 /// Adds a descriptor to those to wait for; where it is among them.

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use super::ctl;
-use super::meta::open;
+use super::meta::open_part;
 use crate::error::{Error, Result};
 
 /// Name of the directory, in a bundle, of the halves: `0.lower`, `0.upper`, `1.lower`, ….
@@ -24,8 +24,8 @@ pub(crate) struct Halves {
     pub upper: File,
 }
 
-fn path(bundle: &Path, number: usize, half: &str) -> PathBuf {
-    bundle.join(HALVES).join(format!("{number}.{half}"))
+fn name(number: usize, half: &str) -> String {
+    format!("{HALVES}/{number}.{half}")
 }
 
 /// Puts the halves of the machine in `dir` into `bundle`, while its processes stand still. `lowers` are the images as they were found.
@@ -39,7 +39,7 @@ pub(super) fn save(dir: &Path, bundle: &Path, lowers: &[String], limit: Option<I
     }
     for (number, lower) in lowers.iter().enumerate() {
         for (half, disk) in [("lower", 1 + 2 * number), ("upper", 2 + 2 * number)] {
-            let path = path(bundle, number, half);
+            let path = bundle.join(name(number, half));
             // An image is never written to: another name for it is as good as a copy. It may be gone, or on another file system.
             if half == "lower" && fs::hard_link(lower, &path).is_ok() {
                 continue;
@@ -59,12 +59,37 @@ pub(super) fn save(dir: &Path, bundle: &Path, lowers: &[String], limit: Option<I
 /// Errors: `BUNDLE_INVALID`.
 pub(super) fn open_both(bundle: &Path, number: usize) -> Result<Halves> {
     let open = |half| {
-        let path = path(bundle, number, half);
-        match open(&path) {
+        let path = bundle.join(name(number, half));
+        match open_part(bundle, &name(number, half)) {
             Ok(file) => Ok((path, file)),
             Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
         }
     };
     let ((lower_path, lower), (_, upper)) = (open("lower")?, open("upper")?);
     Ok(Halves { lower_path, lower, upper })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::symlink;
+
+    #[test]
+    fn halves_are_files_of_the_bundle() {
+        let bundle = std::env::temp_dir().join(format!("machinen-halves-{}", std::process::id()));
+        let at = |name: &str| bundle.join(HALVES).join(name);
+        fs::create_dir_all(at("")).unwrap();
+        for name in ["0.lower", "0.upper", "1.lower"] {
+            fs::write(at(name), "").unwrap();
+        }
+        symlink("0.upper", at("1.upper")).unwrap();
+        assert_eq!(open_both(&bundle, 0).unwrap().lower_path, at("0.lower"));
+        for number in [1, 2] {
+            assert_eq!(open_both(&bundle, number).unwrap_err().code(), "BUNDLE_INVALID");
+        }
+        fs::rename(at(""), bundle.join("other")).unwrap();
+        symlink("other", bundle.join(HALVES)).unwrap();
+        assert_eq!(open_both(&bundle, 0).unwrap_err().code(), "BUNDLE_INVALID");
+        fs::remove_dir_all(&bundle).unwrap();
+    }
 }

@@ -30,16 +30,21 @@ impl Inner {
             let error = Error::host("SNAPSHOT_DIRECTORY", format!("make directory {}", dir.display()), cause);
             error.hint("DIR is made by the snapshot, in a directory that exists; one that is there must be empty, and this user's")
         };
+        let check_empty = || match fs::read_dir(dir).map_err(failed)?.next() {
+            None => Ok(()),
+            Some(_) => {
+                let error = Error::new("SNAPSHOT_DIRECTORY", format!("directory {}: it is not empty", dir.display()));
+                Err(error.hint("give another, or one that is not there yet"))
+            }
+        };
         match DirBuilder::new().mode(0o700).create(dir) {
             Err(cause) if cause.kind() == io::ErrorKind::AlreadyExists => {
+                // One that is refused stays as it is.
+                check_empty()?;
                 // Only its owner can.
                 fs::set_permissions(dir, Permissions::from_mode(0o700)).map_err(failed)?;
-                if fs::read_dir(dir).map_err(failed)?.next().is_some() {
-                    let message = format!("directory {}: it is not empty", dir.display());
-                    return Err(
-                        Error::new("SNAPSHOT_DIRECTORY", message).hint("give another, or one that is not there yet")
-                    );
-                }
+                // Others could have put something there up to now.
+                check_empty()?;
             }
             made => made.map_err(failed)?,
         }
@@ -159,7 +164,9 @@ mod tests {
         assert_eq!(names(), ["dump.log", "img"]);
         assert!(dir.join("img/core-1.img").is_file());
         assert_eq!(fs::read(dir.join("dump.log")).unwrap(), b"");
+        fs::set_permissions(&dir, Permissions::from_mode(0o755)).unwrap();
         assert_eq!(Inner::make(&dir).err().map(|error| error.code()), Some("SNAPSHOT_DIRECTORY"));
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o755, "it is somebody's");
         fs::remove_dir_all(&dir).unwrap();
 
         // Links are not what they lead to.

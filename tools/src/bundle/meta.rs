@@ -7,11 +7,13 @@ use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde_json::{Value, json};
 
 use super::Engine;
 use super::halves::HALVES;
 use super::seal::{Key, is_own};
+use crate::agent::printable;
 use crate::error::{Error, Result};
 use crate::outfile::Outfile;
 use crate::registry::Entry;
@@ -245,9 +247,16 @@ impl Meta {
 }
 
 /// Opens what is to be a file, whatever it is.
-pub(super) fn open(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+fn open(path: &Path) -> io::Result<File> {
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// Opens what is to be a file of the bundle in `dir`, for the guest: a pipe would have this program wait for somebody who writes to it, and a
+/// link give the guest another file of this user's.
+pub(super) fn open_part(dir: &Path, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(openat2(File::open(dir)?, name, flags, Mode::empty(), resolve)?.into())
 }
 
 /// In an entry: where the image is, from wherever it is asked for.
@@ -300,10 +309,10 @@ fn what_is_missing(bundle: &Path, directory: &str, files: &[(String, u64)]) -> O
     if !dir.is_dir() {
         return Some(format!("there is no {directory} in it"));
     }
-    files.iter().find_map(|(name, bytes)| match fs::metadata(dir.join(name)) {
-        Ok(found) if found.len() == *bytes => None,
-        Ok(found) => Some(format!("{directory}/{name} has {} bytes, not {bytes}", found.len())),
-        Err(_) => Some(format!("there is no {directory}/{name} in it")),
+    files.iter().find_map(|(name, bytes)| match (fs::metadata(dir.join(name)), printable(name)) {
+        (Ok(found), _) if found.len() == *bytes => None,
+        (Ok(found), name) => Some(format!("{directory}/{name} has {} bytes, not {bytes}", found.len())),
+        (Err(_), name) => Some(format!("there is no {directory}/{name} in it")),
     })
 }
 
@@ -385,6 +394,10 @@ mod tests {
         fs::remove_file(dir.join("img/pages-1.img")).unwrap();
         let error = Meta::read(&dir).unwrap_err();
         assert!(error.to_string().ends_with("there is no img/pages-1.img in it"), "{error}");
+        // A name that would steer the terminal.
+        let name = r#"{"version": 1, "engine": "criu", "workload": {}, "images": {"\u001b[2J": 1}}"#;
+        fs::write(dir.join(NAME), name).unwrap();
+        assert!(Meta::read(&dir).unwrap_err().to_string().ends_with("there is no img/\u{fffd}[2J in it"));
         for (text, code) in [
             ("", "BUNDLE_INVALID"),
             ("{}", "BUNDLE_INVALID"),

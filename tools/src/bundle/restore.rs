@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use machinen_abi::open::{Operation, Tag};
 
 use super::halves::{self, Halves};
-use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features, open};
+use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features, open_part};
 use super::{LAYER, Tcp};
 use crate::agent::printable;
 use crate::agent::request::{Command, Request};
@@ -223,7 +223,7 @@ impl RestoreOptions {
     /// `BUNDLE_INVALID`.
     pub(crate) fn layer(&self, key: &str) -> Result<Option<File>> {
         let path = self.bundle.join(LAYER);
-        match open(&path) {
+        match open_part(&self.bundle, LAYER) {
             Ok(file) => Ok(Some(file).filter(|_| self.meta.image_key == key)),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
@@ -279,6 +279,8 @@ fn share_text(share: &ShareOption) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::fs;
+    use std::os::unix::fs::symlink;
 
     fn restore(is_own: bool) -> RestoreOptions {
         let meta = Meta {
@@ -361,6 +363,22 @@ mod tests {
         let mut elsewhere = restore(true);
         elsewhere.meta.shares.push("/not/here:/x".into());
         assert_eq!(elsewhere.boot_options(nothing()).unwrap_err().code(), "RESTORE_SHARES");
+    }
+
+    #[test]
+    fn a_layer_is_a_file_of_the_bundle() {
+        let bundle = std::env::temp_dir().join(format!("machinen-layer-{}", std::process::id()));
+        fs::create_dir_all(&bundle).unwrap();
+        let mut restore = restore(true);
+        (restore.bundle, restore.meta.image_key) = (bundle.clone(), "key".into());
+        assert!(restore.layer("key").unwrap().is_none());
+        fs::write(bundle.join("other"), "").unwrap();
+        symlink("other", bundle.join(LAYER)).unwrap();
+        let error = restore.layer("key").unwrap_err();
+        assert!(error.code() == "BUNDLE_INVALID" && error.to_string().contains("root.layer"), "{error}");
+        fs::rename(bundle.join("other"), bundle.join(LAYER)).unwrap();
+        assert!(restore.layer("key").unwrap().is_some() && restore.layer("of another image").unwrap().is_none());
+        fs::remove_dir_all(&bundle).unwrap();
     }
 
     #[test]

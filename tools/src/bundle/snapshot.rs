@@ -167,8 +167,8 @@ impl Vm {
             // The stream is closed only now: without its processes the machine ends with that. One that has ended is in the bundle, too.
             Ok((Done { over: Over::Exit(Exit::Code(0)) | Over::Lost, .. }, _stream)) => return Ok(()),
             Ok((Done { over: Over::Refused(refusal), .. }, _)) => ("SNAPSHOT_FAILED", refusal.message),
-            Ok((Done { over: Over::Limit, .. }, _)) => (TIMEOUT, "the guest does not say".into()),
-            Ok((done, _)) => ("SNAPSHOT_FAILED", format!("{:?}", done.over)),
+            Ok((Done { over: Over::Exit(exit), .. }, _)) => ("SNAPSHOT_FAILED", format!("exit code {}", exit.status())),
+            Ok(_) => (TIMEOUT, "the guest does not say".into()),
             Err(error) => ("SNAPSHOT_FAILED", error.to_string()),
         };
         // They may be gone: a bundle that is whole is not taken away then.

@@ -22,7 +22,7 @@ use sha2::{Digest, Sha256};
 use crate::args::plain;
 use crate::diagnostic::Diagnostic;
 use crate::fault::{Codes, Fault, Result};
-use crate::imagecache::{Store, hex, is_settled};
+use crate::imagecache::{self, Store, hex, is_settled};
 use crate::outfile::Outfile;
 use crate::phases::Phases;
 use crate::program::Tool;
@@ -210,8 +210,7 @@ fn make(
 
 /// The version of CRIU's package in the image at this path, where it was made here, and after this was kept.
 pub(crate) fn criu_of(image: &Path) -> Option<String> {
-    let cache = crate::imagecache::directory()?;
-    image.starts_with(fs::canonicalize(cache).ok()?).then(|| fs::read_to_string(image.with_extension(CRIU)).ok())?
+    imagecache::holds(image).then(|| fs::read_to_string(image.with_extension(CRIU)).ok())?
 }
 
 /// The version of an installed package, by dpkg's list of them (deb-control(5): paragraphs of fields).

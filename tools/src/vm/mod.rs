@@ -15,6 +15,7 @@
 //! # }
 //! ```
 
+mod monitor;
 mod mounts;
 mod options;
 mod resolve;
@@ -26,7 +27,6 @@ use std::fs::File;
 use std::io::Write;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::process::Child;
 use std::time::{Duration, Instant};
 
 use machinen_abi::body::{Exit, Size};
@@ -34,18 +34,18 @@ use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
 use rustix::fs::{MemfdFlags, memfd_create};
 
+use self::monitor::Own;
 pub use self::options::BootOptions;
 pub(crate) use self::options::ShareOption;
 pub use self::resolve::{Kernel, default_memory_mib, resolve_image, resolve_kernel, resolve_vmm};
 pub(crate) use self::shares::BUNDLE_TAG;
-use self::start::{BOOT_LOG, Outcome, Started, prepare, tail};
+use self::start::{BOOT_LOG, Outcome, Started, prepare};
 use crate::agent;
 use crate::agent::channel::Channel;
 use crate::agent::relay::{Done, Out, Over, Pause, Relay};
 use crate::agent::request::{Command, Request};
 use crate::agent::signals::Signals;
 use crate::agent::transfer::Transfer;
-use crate::agent::wire::Wire;
 use crate::bootlog::{self, Broken};
 use crate::bundle;
 use crate::error::{Error, Result};
@@ -62,18 +62,6 @@ pub struct Vm {
     /// What is owned of a machine that this process has booted.
     own: Option<Own>,
     marks: Vec<(u64, String)>,
-}
-
-#[derive(Debug)]
-struct Own {
-    claim: Option<Claim>,
-    child: Child,
-    monitor: OwnedFd,
-    /// The main command's stream.
-    main: Option<Wire>,
-    keep: bool,
-    /// It is left alone.
-    left: bool,
 }
 
 /// What a command did.
@@ -482,41 +470,10 @@ impl Vm {
 
     /// It ended without a word.
     pub(crate) fn lost(&self) -> Error {
-        let said = tail(&self.dir.join(BOOT_LOG));
+        let said = bootlog::tail(&self.dir.join(BOOT_LOG));
         let message = format!("machine {} has ended without its command's exit code", self.label());
         let error = Error::new("BOOT_ENDED", if said.is_empty() { message } else { format!("{message}: {said}") });
         error.hint("machinen run --keep keeps its console, and machinen logs shows it")
-    }
-}
-
-impl Own {
-    /// Waits for the monitor's end.
-    fn wait(&mut self, limit: Duration) {
-        use rustix::event::{PollFd, PollFlags, Timespec, poll};
-        let deadline = Instant::now() + limit;
-        loop {
-            let left = deadline.saturating_duration_since(Instant::now());
-            let left = Timespec::try_from(left).ok();
-            match poll(&mut [PollFd::new(&self.monitor, PollFlags::IN)], left.as_ref()) {
-                Err(rustix::io::Errno::INTR) => {}
-                _ => return,
-            }
-        }
-    }
-}
-
-impl Drop for Own {
-    fn drop(&mut self) {
-        if self.left {
-            return;
-        }
-        // It may have ended, and then there is nothing to kill.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-        if let Some(claim) = self.claim.take().filter(|_| self.keep) {
-            // Without its lock it is dead, and its directory is gc's.
-            drop(claim.keep());
-        }
     }
 }
 

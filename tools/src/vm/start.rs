@@ -1,8 +1,7 @@
 //! Starting a machine: its directory, its disks, its initramfs, its monitor, until its guest is ready for a command.
 
 use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixListener;
 use std::os::unix::process::CommandExt;
@@ -16,11 +15,10 @@ use machinen_initramfs::layout::config::Config;
 use machinen_initramfs::layout::{self, Layout, Spec};
 use machinen_initramfs::output::Output;
 use machinen_initramfs::pack::pack;
-use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::fs::{MemfdFlags, memfd_create};
-use rustix::process::{Pid, PidfdFlags, pidfd_open};
 use serde_json::json;
 
+use super::monitor::{Running, Waited};
 use super::mounts;
 use super::options::BootOptions;
 use super::resolve::{Kernel, resolve_image, resolve_kernel, resolve_vmm};
@@ -40,8 +38,6 @@ pub const BOOT_LOG: &str = "boot.log";
 pub(crate) const CTL_SOCKET: &str = "ctl.sock";
 /// Marks of the monitor.
 const TRACE: &str = "trace";
-/// Most bytes of the boot log that a message has.
-const TAIL_BYTES: u64 = 2048;
 
 /// What the monitor takes from its environment and this tool decides.
 const DECIDED: [&str; 19] = [
@@ -307,8 +303,7 @@ impl Prepared<'_> {
 
 /// What identifies the content of a disk: its name in the cache, which is made from that; of others when they were changed.
 fn image_key(disk: &Path) -> String {
-    let is_cached = imagecache::directory().is_some_and(|cache| disk.starts_with(cache));
-    match (is_cached, disk.file_stem(), fs::metadata(disk)) {
+    match (imagecache::holds(disk), disk.file_stem(), fs::metadata(disk)) {
         (true, Some(stem), _) => stem.to_string_lossy().into_owned(),
         (_, _, Ok(of)) => format!("{}-{}-{}.{}", of.ino(), of.len(), of.mtime(), of.mtime_nsec()),
         _ => String::new(),
@@ -416,112 +411,6 @@ fn network(publish: &[String], command: &mut Command) -> Result<std::os::unix::n
     let publish = publish.to_vec();
     let args = net::Args { publish, address: None, socket: None, passt: None, json: false, version: false };
     Ok(net::start(&args, command)?)
-}
-
-/// What a start waited for.
-enum Waited {
-    Ready,
-    Signal(i32),
-    Limit,
-}
-
-/// A monitor under way: killed when dropped.
-struct Running<'a> {
-    child: Option<Child>,
-    dir: &'a Path,
-}
-
-impl Running<'_> {
-    /// Writes its process into the entry; gives its pidfd.
-    fn identify(&mut self, entry: &mut Entry) -> Result<OwnedFd> {
-        let failed = |cause| Error::host("BOOT_VMM", "look at the monitor", cause);
-        let Some(child) = &self.child else { return Err(self.died()) };
-        let process = Process::of(child.id());
-        let pidfd =
-            pidfd_open(Pid::from_child(child), PidfdFlags::empty()).map_err(|cause| failed(io::Error::from(cause)))?;
-        if let Some(process) = process {
-            entry.set_process(process);
-        }
-        Ok(pidfd)
-    }
-
-    /// Waits until there is something to read from the guest.
-    fn wait(
-        &mut self,
-        guest: BorrowedFd<'_>,
-        monitor: &OwnedFd,
-        mut signals: Option<&mut Signals>,
-        limit: Option<Instant>,
-    ) -> Result<Waited> {
-        loop {
-            let left = limit.map(|limit| limit.saturating_duration_since(Instant::now()));
-            if left.is_some_and(|left| left.is_zero()) {
-                return Ok(Waited::Limit);
-            }
-            let left = left.and_then(|left| Timespec::try_from(left).ok());
-            let mut fds = vec![PollFd::from_borrowed_fd(guest, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
-            if let Some(signals) = signals.as_deref() {
-                fds.push(PollFd::from_borrowed_fd(signals.as_fd(), PollFlags::IN));
-            }
-            match poll(&mut fds, left.as_ref()) {
-                Ok(_) | Err(rustix::io::Errno::INTR) => {}
-                Err(cause) => return Err(Error::host("BOOT_VMM", "wait for the guest", cause)),
-            }
-            let ready: Vec<bool> = fds.iter().map(|fd| !fd.revents().is_empty()).collect();
-            if ready[0] {
-                return Ok(Waited::Ready);
-            }
-            if ready[1] {
-                return Err(self.died());
-            }
-            let pending = signals.as_deref_mut().map(Signals::pending).unwrap_or_default();
-            let ends = |signal: &&i32| crate::agent::signals::ENDING.contains(signal);
-            if let Some(signal) = pending.iter().find(ends) {
-                return Ok(Waited::Signal(*signal));
-            }
-        }
-    }
-
-    /// The monitor has ended, or its guest has, before there was a command: why.
-    fn died(&mut self) -> Error {
-        let status = self.child.take().and_then(|mut child| {
-            let _ = child.kill();
-            child.wait().ok()
-        });
-        let status = status.map_or_else(|| "ended".to_string(), |status| status.to_string());
-        let said = tail(&self.dir.join(BOOT_LOG));
-        let message = format!("the machine ended before its command started ({status})");
-        let error = Error::new("BOOT_ENDED", if said.is_empty() { message } else { format!("{message}: {said}") });
-        error.hint("machinen run --keep -v shows its console")
-    }
-}
-
-impl Drop for Running<'_> {
-    fn drop(&mut self) {
-        if let Some(mut child) = self.child.take() {
-            // It may have ended, and then there is nothing to kill.
-            let _ = child.kill();
-            let _ = child.wait();
-        }
-    }
-}
-
-/// The last lines of a boot log, as one line without control characters.
-pub(crate) fn tail(path: &Path) -> String {
-    use std::io::{Read, Seek, SeekFrom};
-    let read = || {
-        let mut file = File::open(path)?;
-        let length = file.metadata()?.len();
-        file.seek(SeekFrom::Start(length.saturating_sub(TAIL_BYTES)))?;
-        let mut bytes = Vec::new();
-        file.take(TAIL_BYTES).read_to_end(&mut bytes)?;
-        Ok(bytes)
-    };
-    let bytes = read().unwrap_or_else(|_: io::Error| Vec::new());
-    let text = String::from_utf8_lossy(&bytes);
-    let lines: Vec<String> = text.lines().map(|line| line.replace(char::is_control, "")).collect();
-    let lines: Vec<&str> = lines.iter().map(|line| line.trim()).filter(|line| !line.is_empty()).collect();
-    lines[lines.len().saturating_sub(4)..].join("; ")
 }
 
 /// The monitor's marks.
