@@ -305,7 +305,13 @@ fn a_copied_directory_goes_with_the_processes() {
         assert_eq!(keeper.end().code(), Some(7), "{}", keeper.printed());
         keeper.printed()
     };
-    goes_on(cli.command("fork", &["--name", "c", "k"]), "two", "old one two");
+    // The bundle between source and copy is gone, and with it the name of the image: a copy of that is in the copy's own.
+    let of_copy = cli.path("of-copy");
+    let mut copied = Session::on_pipes(cli.command("fork", &["--name", "c", "k"]));
+    copied.type_in("two\n");
+    copied.expect("old one two\n");
+    snapshot(&cli, &[], "c", &of_copy);
+    assert_eq!(copied.end().code(), Some(125));
     keeper.type_in("three\n");
     keeper.expect("old one three\n");
     snapshot(&cli, &[], "k", &bundle);
@@ -319,6 +325,7 @@ fn a_copied_directory_goes_with_the_processes() {
         goes_on(command, line, said)
     };
     fs::write(home.join("given"), "new\n").unwrap();
+    restore(&[], &of_copy, "three", "old one two three");
     restore(&[], &bundle, "four", "old one three four");
     fs::remove_dir_all(&home).unwrap();
     restore(&[], &bundle, "five", "old one three five");
