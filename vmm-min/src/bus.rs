@@ -1,5 +1,6 @@
 //! The devices together: each access goes to its register, and the host's descriptors follow.
 
+use std::fs::File;
 use std::time::Instant;
 
 use crate::arch::{self, End, Register, Registers, Step};
@@ -31,6 +32,8 @@ pub struct Bus {
     kick: Kick,
     terminal: Option<Terminal>,
     ctl: Option<Ctl>,
+    /// The first device is the root disk.
+    has_root_disk: bool,
     end_at_first_byte: bool,
     trace: Trace,
     /// There was output.
@@ -42,8 +45,9 @@ impl Bus {
     /// stopped.
     pub fn new(ram: Ram, devices: Vec<Device>, console: Console, kick: Kick, terminal: Option<Terminal>) -> Bus {
         let devices = devices.into_iter().map(Mmio::new).collect();
-        let (uart, trace) = (Uart::default(), Trace::default());
-        Bus { ram, uart, devices, console, kick, terminal, ctl: None, end_at_first_byte: false, trace, spoke: false }
+        let (uart, trace, ctl, has_root_disk) = (Uart::default(), Trace::default(), None, false);
+        let (end_at_first_byte, spoke) = (false, false);
+        Bus { ram, uart, devices, console, kick, terminal, ctl, has_root_disk, end_at_first_byte, trace, spoke }
     }
 
     /// Ends the machine at the first byte of output.
@@ -51,9 +55,9 @@ impl Bus {
         self.end_at_first_byte = on;
     }
 
-    /// Does what is asked for there.
-    pub fn control(&mut self, ctl: Option<Ctl>) {
-        self.ctl = ctl;
+    /// Does what is asked for there; `has_root_disk`: the first device is that.
+    pub fn control(&mut self, ctl: Option<Ctl>, has_root_disk: bool) {
+        (self.ctl, self.has_root_disk) = (ctl, has_root_disk);
     }
 
     /// Marks the first byte of output and the end of the machine.
@@ -110,7 +114,7 @@ impl Bus {
             device.settle(&self.ram);
         }
         if let Some(ctl) = &mut self.ctl {
-            ctl.serve(&mut |request| act(&mut self.devices, request));
+            ctl.serve(&mut |request| act(&mut self.devices, self.has_root_disk, request));
         }
         self.console.pump_input(&mut self.uart)?;
         self.send()
@@ -159,16 +163,20 @@ impl Bus {
 }
 
 /// Does what was asked for on the control socket.
-fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
-    let (Request::Share { tag, .. } | Request::Unshare { tag }) = &request else { return save_layer(devices, request) };
+fn act(devices: &mut [Mmio<Device>], has_root_disk: bool, request: Request) -> std::result::Result<(), Refusal> {
+    let (tag, root) = match request {
+        Request::Share { tag, root, read_only } => (tag, Some((root, read_only))),
+        Request::Unshare { tag } => (tag, None),
+        Request::Layer { file } => return save_layer(devices.first().filter(|_| has_root_disk), &file.into()),
+    };
     let share = devices.iter_mut().find_map(|device| match device.backend_mut() {
         Device::Fs(fs) if fs.tag() == tag => Some(fs),
         _ => None,
     });
     let share = share.ok_or_else(|| Refusal::new("CTL_NO_SHARE", format!("the machine has no share {tag}")))?;
-    let done = match request {
-        Request::Share { root, read_only, .. } => share.attach(root, read_only),
-        Request::Unshare { .. } | Request::Layer { .. } => share.detach(),
+    let done = match root {
+        Some((root, read_only)) => share.attach(root, read_only),
+        None => share.detach(),
     };
     done.map_err(|refused| match refused {
         Refused::Busy => Refusal::new("CTL_SHARE_BUSY", "the guest has it mounted"),
@@ -176,15 +184,15 @@ fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<()
     })
 }
 
-/// Writes what the guest has written to its root disk, the first of all devices, to a file.
-fn save_layer(devices: &[Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
-    let none = || Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is");
-    let (Some(Device::Blk(root)), Request::Layer { file }) = (devices.first().map(Mmio::backend), request) else {
-        return Err(none());
+/// Writes what the guest has written to its root disk to a file.
+fn save_layer(root: Option<&Mmio<Device>>, file: &File) -> std::result::Result<(), Refusal> {
+    let saved = match root.map(Mmio::backend) {
+        Some(Device::Blk(root)) => root.disk().save(file),
+        _ => Ok(false),
     };
-    match root.disk().save(&file.into()) {
+    match saved {
         Ok(true) => Ok(()),
-        Ok(false) => Err(none()),
+        Ok(false) => Err(Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is")),
         Err(cause) => Err(Refusal::new("CTL_LAYER", format!("write of the layer: {cause}"))),
     }
 }
