@@ -29,6 +29,21 @@ pub const CRIU_MODULES: [&str; 10] = [
     "nf_tables",
 ];
 
+/// Counts, one number a line, and ends when it is told a code. With an argument that and the number go to its standard error, too.
+pub const COUNTER: &str = r#"
+import sys, select
+n = 0
+while True:
+    n += 1
+    print(n, flush=True)
+    if len(sys.argv) > 1: print(sys.argv[1] + str(n), file=sys.stderr, flush=True)
+    if select.select([0], [], [], 0.02)[0]:
+        line = sys.stdin.readline()
+        if not line: sys.exit(99)
+        print("got " + line.strip(), flush=True)
+        if line.startswith("end"): sys.exit(int(line.split()[1]))
+"#;
+
 /// A process that talks with another over TCP; says how much it heard for each file that it is to remove.
 pub const TALK: &str = r#"
 import os, socket, sys, time

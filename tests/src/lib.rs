@@ -6,6 +6,7 @@
 pub mod agent;
 pub mod bundles;
 pub mod cli;
+pub mod criu;
 pub mod e2fs;
 pub mod guest;
 pub mod host;

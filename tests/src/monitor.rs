@@ -3,8 +3,9 @@
 use std::fs;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
+use std::os::unix::process::ExitStatusExt;
 use std::path::{Path, PathBuf};
-use std::process::{Child, Command, ExitStatus};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
@@ -166,6 +167,22 @@ impl Drop for Live {
             let _: io::Result<ExitStatus> = self.child.wait();
         }
     }
+}
+
+/// A guest that prints `r` runs on after that, until a signal ends its monitor.
+///
+/// # Panics
+/// When it does not.
+pub fn runs_until_a_signal(guest: Guest) {
+    let kernel = Kernel::new(guest);
+    let mut command = kernel.command();
+    command.stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut live = Live::start(command);
+    assert_eq!(read_bytes(live.child.stdout.as_mut().expect("a pipe"), 1), b"r");
+    // That it has not ended cannot be waited for.
+    assert!(!live.ends_within(Duration::from_millis(100)));
+    live.send(libc::SIGTERM);
+    assert_eq!(live.wait().signal(), Some(libc::SIGTERM));
 }
 
 /// Reads `count` bytes, or less when `from` ends before.

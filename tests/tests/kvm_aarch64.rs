@@ -2,12 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use std::os::unix::process::ExitStatusExt;
-use std::process::Stdio;
-use std::time::Duration;
-
 use machinen_fixtures::guest;
-use machinen_tests::monitor::{Kernel, Live, read_bytes};
+use machinen_tests::monitor::{Kernel, runs_until_a_signal};
 use machinen_tests::only_on;
 
 macro_rules! on_aarch64 {
@@ -288,15 +284,7 @@ guest!(
 fn a_fault_without_vectors_goes_on_forever_and_takes_a_signal() {
     on_aarch64!();
     // x86_64 has a triple fault for that.
-    let kernel = Kernel::new(faults_without_vectors());
-    let mut command = kernel.command();
-    command.stdin(Stdio::null()).stdout(Stdio::piped());
-    let mut live = Live::start(command);
-    assert_eq!(read_bytes(live.child.stdout.as_mut().unwrap(), 1), b"r");
-    // That it has not ended cannot be waited for.
-    assert!(!live.ends_within(Duration::from_millis(100)));
-    live.send(libc::SIGTERM);
-    assert_eq!(live.wait().signal(), Some(libc::SIGTERM));
+    runs_until_a_signal(faults_without_vectors());
 }
 
 guest!(

@@ -9,7 +9,7 @@ use machinen_fixtures::guests::{
     RESET_ERROR, echo, hello, print_64k, print_and_end, print_and_halt, print_and_reset, print_and_spin,
 };
 use machinen_tests::host;
-use machinen_tests::monitor::{Kernel, LIMIT, Live, read_bytes, vmm_min, wait_until};
+use machinen_tests::monitor::{Kernel, LIMIT, Live, read_bytes, runs_until_a_signal, vmm_min, wait_until};
 
 /// Runs the guest with 64 MiB; returns what it printed.
 fn printed_by(kernel: &Kernel) -> Vec<u8> {
@@ -47,17 +47,8 @@ fn the_exit_register_is_the_exit_code() {
 
 #[test]
 fn a_halted_and_a_spinning_guest_run_until_a_signal() {
-    for guest in [print_and_halt(), print_and_spin()] {
-        let kernel = Kernel::new(guest);
-        let mut command = kernel.command();
-        command.stdin(Stdio::null()).stdout(Stdio::piped());
-        let mut live = Live::start(command);
-        assert_eq!(read_bytes(live.child.stdout.as_mut().unwrap(), 1), b"r");
-        // That it has not ended cannot be waited for.
-        assert!(!live.ends_within(Duration::from_millis(100)));
-        live.send(libc::SIGTERM);
-        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&live.wait()), Some(libc::SIGTERM));
-    }
+    runs_until_a_signal(print_and_halt());
+    runs_until_a_signal(print_and_spin());
 }
 
 guest!(

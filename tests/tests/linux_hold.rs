@@ -3,28 +3,20 @@
 #![forbid(unsafe_code)]
 
 use std::process::Command;
-use std::time::Duration;
 
 use machinen_abi::body::{Exit, HELD, Reason, TAKEN};
 use machinen_abi::frame::Kind;
 use machinen_abi::open::{Operation, Tag};
 use machinen_tests::agent::{Client, End, Machine, Outcome, exec};
 use machinen_tests::bundles::{COUNTING, TALK};
+use machinen_tests::criu::{Field, root};
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::guest::Scratch;
-use machinen_tests::lab::Arch;
-use machinen_tests::{Run, asset, bin, rootfs};
-
-/// A field of a first frame.
-type Field<'a> = (Tag, &'a [u8]);
+use machinen_tests::{Run, asset, bin};
 
 /// A guest of Debian that runs this program of Python's, which says when it is ready, and the number of its process.
 fn boot(program: &str) -> (Machine, Client, u32) {
-    let (e2fs, run) = (E2fs::new(), Run::new(bin("machinen-rootfs-img")));
-    let made = run.env("MACHINEN_E2FSCK", e2fs.e2fsck()).arg(asset(&rootfs(Arch::OWN))).limit(Duration::from_secs(100));
-    let made = made.finish();
-    assert_eq!(made.code(), 0, "{}", made.printed());
-    let root = String::from_utf8(made.stdout).unwrap().trim_end().to_owned();
+    let root = root(&E2fs::new());
     let machine = Machine::boot(|bridges| {
         let scratch = Scratch::new();
         let initrd = scratch.path("initrd");

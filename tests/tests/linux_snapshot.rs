@@ -4,27 +4,13 @@
 
 use std::fs;
 
-use machinen_tests::bundles::{count, counted, find, goes_on, snapshot};
+use machinen_tests::bundles::{COUNTER, count, counted, find, goes_on, no_machine_is_left, snapshot};
 use machinen_tests::cli::Cli;
 use machinen_tests::host::Small;
 use machinen_tests::monitor::wait_until;
 use machinen_tests::pty::Pty;
 use machinen_tests::session::Session;
 use machinen_tests::{IS_LAZY, Run, asset};
-
-/// Counts, one number a line, and ends when it is told a code.
-const COUNTER: &str = r#"
-import sys, select
-n = 0
-while True:
-    n += 1
-    print(n, flush=True)
-    if select.select([0], [], [], 0.02)[0]:
-        line = sys.stdin.readline()
-        if not line: sys.exit(99)
-        print("got " + line.strip(), flush=True)
-        if line.startswith("end"): sys.exit(int(line.split()[1]))
-"#;
 
 /// A connection of a process with itself; says when it ends.
 const STREAM: &str = r#"
@@ -55,11 +41,6 @@ sys.exit(5)
 fn last(printed: &str) -> u64 {
     let lines = printed.rsplit_once('\n').map_or("", |(lines, _)| lines);
     lines.lines().rev().find_map(|line| line.parse().ok()).expect("a number")
-}
-
-fn no_machine_is_left(cli: &Cli) {
-    assert_eq!(cli.tool("gc", &[]).finish().code(), 0);
-    assert_eq!(cli.directories(), [] as [std::path::PathBuf; 0]);
 }
 
 #[test]

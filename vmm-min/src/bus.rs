@@ -33,6 +33,8 @@ pub struct Bus {
     kick: Kick,
     terminal: Option<Terminal>,
     ctl: Option<Ctl>,
+    /// The first device is the root disk.
+    has_root_disk: bool,
     end_at_first_byte: bool,
     trace: Trace,
     /// There was output.
@@ -44,8 +46,9 @@ impl Bus {
     /// stopped.
     pub fn new(ram: Ram, devices: Vec<Device>, console: Console, kick: Kick, terminal: Option<Terminal>) -> Bus {
         let devices = devices.into_iter().map(Mmio::new).collect();
-        let (uart, trace) = (Uart::default(), Trace::default());
-        Bus { ram, uart, devices, console, kick, terminal, ctl: None, end_at_first_byte: false, trace, spoke: false }
+        let (uart, trace, ctl, has_root_disk) = (Uart::default(), Trace::default(), None, false);
+        let (end_at_first_byte, spoke) = (false, false);
+        Bus { ram, uart, devices, console, kick, terminal, ctl, has_root_disk, end_at_first_byte, trace, spoke }
     }
 
     /// Ends the machine at the first byte of output.
@@ -53,9 +56,9 @@ impl Bus {
         self.end_at_first_byte = on;
     }
 
-    /// Does what is asked for there.
-    pub fn control(&mut self, ctl: Option<Ctl>) {
-        self.ctl = ctl;
+    /// Does what is asked for there; `has_root_disk`: the first device is that.
+    pub fn control(&mut self, ctl: Option<Ctl>, has_root_disk: bool) {
+        (self.ctl, self.has_root_disk) = (ctl, has_root_disk);
     }
 
     /// Marks the first byte of output and the end of the machine.
@@ -112,7 +115,7 @@ impl Bus {
             device.settle(&self.ram);
         }
         if let Some(ctl) = &mut self.ctl {
-            ctl.serve(&mut |request| act(&mut self.devices, request));
+            ctl.serve(&mut |request| act(&mut self.devices, self.has_root_disk, request));
         }
         self.console.pump_input(&mut self.uart)?;
         self.send()
@@ -161,13 +164,14 @@ impl Bus {
 }
 
 /// Does what was asked for on the control socket.
-fn act(devices: &mut [Mmio<Device>], request: Request) -> std::result::Result<(), Refusal> {
+fn act(devices: &mut [Mmio<Device>], has_root_disk: bool, request: Request) -> std::result::Result<(), Refusal> {
     let failed = |cause| Refusal::new("CTL_WRITE", format!("write of the file: {cause}"));
     match request {
         Request::Share { tag, root, read_only } => share(devices, &tag)?.attach(root, read_only).map_err(refusal),
         Request::Unshare { tag } => share(devices, &tag)?.detach().map_err(refusal),
         Request::Layer { file } => {
-            match disk(devices, 0).map(|root| root.save(&file.into())).transpose().map_err(failed)? {
+            let root = disk(devices, 0).filter(|_| has_root_disk);
+            match root.map(|root| root.save(&file.into())).transpose().map_err(failed)? {
                 Some(true) => Ok(()),
                 Some(false) | None => {
                     Err(Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is"))

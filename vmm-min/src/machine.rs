@@ -80,7 +80,7 @@ pub fn run(config: &Config, start: Instant, warn: &dyn Fn(&Error)) -> Result<End
     let terminal = if stdio.terminal { Some(Terminal::new(io::stdin().as_fd())?) } else { None };
     let mut bus = Bus::new(ram, devices, console, kick, terminal);
     bus.end_at_first_byte(config.boot_test);
-    bus.control(ctl);
+    bus.control(ctl, config.root_disk.is_some());
     trace.mark("first instruction");
     bus.trace(trace);
     let end = run_to_end(&vm, &mut platform, &mut bus, warn)?;

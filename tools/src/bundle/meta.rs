@@ -26,8 +26,8 @@ const SEAL: &str = "seal";
 pub(super) const IMAGES: &str = "img";
 /// Another layout has another number.
 const VERSION: u64 = 1;
-/// Most bytes of the file.
-const MOST_BYTES: u64 = 1 << 20;
+/// Most bytes of the file: it names some images for each process.
+const MOST_BYTES: u64 = 16 << 20;
 
 /// What is known of a bundle.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -208,9 +208,14 @@ impl Meta {
             if let Some(key) = key {
                 value[SEAL] = key.seal(&File::open(dir)?, &value)?.into();
             }
+            let text = format!("{value:#}\n");
+            if text.len() as u64 > MOST_BYTES {
+                // Nobody would read it.
+                return Err(io::ErrorKind::FileTooLarge.into());
+            }
             let file = Outfile::create_new(&path)?;
             file.file().set_permissions(Permissions::from_mode(0o600))?;
-            file.file().write_all(format!("{value:#}\n").as_bytes())?;
+            file.file().write_all(text.as_bytes())?;
             file.commit_durably()
         };
         write().map_err(|cause| Error::host("SNAPSHOT_DIRECTORY", format!("write {}", path.display()), cause))
@@ -394,6 +399,9 @@ mod tests {
         fs::remove_file(dir.join("img/pages-1.img")).unwrap();
         let error = Meta::read(&dir).unwrap_err();
         assert!(error.to_string().ends_with("there is no img/pages-1.img in it"), "{error}");
+        // What nobody would read is not written.
+        let mut large = Meta { source: "x".repeat(16 << 20), ..meta.clone() };
+        assert_eq!(large.write_with(&dir, None).unwrap_err().code(), "SNAPSHOT_DIRECTORY");
         // A name that would steer the terminal.
         let name = r#"{"version": 1, "engine": "criu", "workload": {}, "images": {"\u001b[2J": 1}}"#;
         fs::write(dir.join(NAME), name).unwrap();
