@@ -6,6 +6,7 @@ SHELL := /bin/bash
 host := $(shell uname -m)
 # ARCH=name in either form: what everything is for. Without it, this host, and what tests or is handed out is for both.
 arch := $(subst arm64,aarch64,$(subst amd64,x86_64,$(or $(ARCH),$(host))))
+$(if $(filter-out x86_64 aarch64,$(arch)),$(error ARCH=$(ARCH): it is x86_64 (amd64) or aarch64 (arm64)))
 both := $(if $(ARCH),$(arch),$(host) $(filter-out $(host),x86_64 aarch64))
 archs = $(arch)
 test soak dist: archs = $(both)

@@ -40,7 +40,9 @@ fn the_tour_shows_what_it_says() {
     let mut rest = text.as_str();
     let said =
         ["Linux 6.12.", "HELLO\n", "oops\nexit code 3\n", "web\n", "8080:80", "index.html\n", "hello from the host\n"];
-    for words in said.into_iter().chain(["etc/debian_version\n", "# machinen mem", "web ", "# machinen gc"]) {
+    let frozen = ["# machinen restore", "\nweb\n", "# machinen fork", "\nweb/2\n", "hello from the host\n"];
+    let said = said.into_iter().chain(["etc/debian_version\n", "# machinen mem", "web "]).chain(frozen);
+    for words in said.chain(["# machinen gc"]) {
         let at = rest.find(words).unwrap_or_else(|| panic!("no {words:?} in its place:\n{text}"));
         rest = &rest[at + words.len()..];
     }

@@ -83,7 +83,7 @@ impl Fault {
                 diagnostic
             }
             Fault::Source(name, why) => Diagnostic::new(codes.source, format!("read: {name}: {why}"))
-                .hint("make it again with tar -cf; a failed download or pipe ends early"),
+                .hint("it is to be a tar file: make it again with tar -cf; a failed download or pipe ends early"),
             Fault::Path(name, path, why) => Diagnostic::new(codes.path, format!("bad path: {name}: {path}: {why}"))
                 .hint("leave the entry out, or rename it"),
             Fault::Limit(why) => Diagnostic::new(codes.limit, format!("does not fit: {why}"))

@@ -2,6 +2,7 @@
 
 use std::ffi::OsString;
 use std::io::{ErrorKind, Write};
+use std::path::Path;
 use std::process::ExitCode;
 
 use argh::FromArgs;
@@ -148,9 +149,9 @@ fn with_command(help: &str) -> String {
 /// Exit code of a tool that runs a command, for everything that fails before the command runs.
 pub const EXIT_TOOL: u8 = 125;
 
-/// `-v HOST:/GUEST` is a share; `-v` alone is the switch that it always was.
+/// `-v HOST:GUEST` is a share, which may be refused as one; `-v` before anything else is the switch that it always was.
 fn shares(mut words: Vec<OsString>) -> Vec<OsString> {
-    let names_two_places = |word: &OsString| word.to_string_lossy().contains(":/");
+    let names_two_places = |word: &OsString| word.to_string_lossy().contains(':') && !Path::new(word).exists();
     for at in 1..words.len() {
         if words[at - 1] == "-v" && names_two_places(&words[at]) {
             words[at - 1] = "--share".into();
@@ -179,6 +180,7 @@ mod tests {
             (&["-v", "/a b:/c:ro", "-v", "image"], &["--share", "/a b:/c:ro", "-v", "image"]),
             (&["-v", "/images/debian.tar"], &["-v", "/images/debian.tar"]),
             (&["-v", "-p", "127.0.0.1:80:80"], &["-v", "-p", "127.0.0.1:80:80"]),
+            (&["-v", ".:w", "image"], &["--share", ".:w", "image"]),
             (&["-itv", ".:/w", "x"], &["-i", "-t", "--share", ".:/w", "x"]),
             (&["-v"], &["-v"]),
         ] {

@@ -170,6 +170,10 @@ pub(crate) fn live(
     let limit = life.limit;
     let until = deadline(limit);
     let trouble = |error: Error| error.diagnostic(EXIT_TOOL);
+    if let Some(path) = &life.trace {
+        // Before the command, whose exit code would be lost.
+        Outfile::create(path).map_err(|cause| no_trace(path, cause))?;
+    }
     let prepared = prepare(options).map_err(trouble)?;
     for warning in prepared.warnings() {
         // With standard error gone there is nobody to tell.
@@ -262,7 +266,11 @@ fn write_trace(life: &Life, marks: &[Mark]) -> std::result::Result<(), Diagnosti
         file.file().write_all(text.as_bytes())?;
         file.commit()
     };
-    write().map_err(|cause| Error::host("RUN_TRACE", format!("write {path}"), cause).diagnostic(EXIT_TOOL))
+    write().map_err(|cause| no_trace(path, cause))
+}
+
+fn no_trace(path: &str, cause: std::io::Error) -> Diagnostic {
+    Error::host("RUN_TRACE", format!("write {path}"), cause).diagnostic(EXIT_TOOL)
 }
 
 fn describe(vm: &Vm, json: bool) -> String {

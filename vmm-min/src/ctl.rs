@@ -226,6 +226,11 @@ mod tests {
         (answer, done)
     }
 
+    fn close(ctl: Ctl, path: &Path) {
+        drop(ctl);
+        std::fs::remove_dir_all(path.parent().expect("a directory")).expect("removed");
+    }
+
     #[test]
     fn requests_are_done_once_and_answered() {
         let (mut ctl, path) = open("good");
@@ -243,6 +248,7 @@ mod tests {
         assert_eq!((answer.as_str(), done.as_slice()), ("ok\n", &["disk 10".to_owned()][..]));
         let (answer, _) = ask(&mut ctl, &path, &[b"unshare busy\n"], None);
         assert_eq!(answer, "error BUSY it is mounted\n");
+        close(ctl, &path);
     }
 
     #[test]
@@ -261,6 +267,7 @@ mod tests {
                 assert_eq!(stream.read(&mut [0]).expect("nobody has its other end"), 0, "{count}");
             }
         }
+        close(ctl, &path);
     }
 
     #[test]
@@ -293,5 +300,6 @@ mod tests {
         ctl.woken();
         ctl.serve(&mut |_| Ok(()));
         assert!(ctl.clients.is_empty());
+        close(ctl, &path);
     }
 }

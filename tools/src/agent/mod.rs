@@ -179,6 +179,8 @@ impl Refusal {
                 machinen_abi::VERSION
             )),
             Reason::NoCommand => error.hint("give a command after --"),
+            Reason::CannotExecute if i32::try_from(*errno) == Ok(rustix::io::Errno::NOEXEC.raw_os_error()) => error
+                .hint(format!("the image may be of another architecture than this one, {}", std::env::consts::ARCH)),
             Reason::Dumped => error.hint("machinen-restore starts it again from the snapshot"),
             Reason::Busy => error.retry(),
             _ => error,

@@ -7,7 +7,7 @@ use std::io::ErrorKind;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::time::{Instant, SystemTime, UNIX_EPOCH};
 
-use machinen_abi::body::{Credit, Exit, Signal as GuestSignal, Started, Stream};
+use machinen_abi::body::{Credit, Exit, Reason, Signal as GuestSignal, Started, Stream};
 use machinen_abi::frame::{Kind, MOST_PAYLOAD_BYTES};
 use machinen_abi::window::Allowance;
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -52,7 +52,7 @@ pub struct Relay {
     pause: Pause,
     /// Ctrl-] Ctrl-] leaves; whether the first was typed.
     leave: Option<bool>,
-    asked_to_end: bool,
+    asked_to_end: Option<i32>,
     until_started: bool,
     /// Stops at the mark of this name.
     until_mark: Option<&'static str>,
@@ -83,7 +83,7 @@ impl Relay {
             limit: None,
             pause: Pause::Nothing,
             leave: None,
-            asked_to_end: false,
+            asked_to_end: None,
             until_started: false,
             until_mark: None,
             started: false,
@@ -257,7 +257,14 @@ impl Relay {
                 }
             }
             Kind::Exit => return Exit::parse(&payload).map(|exit| Some(Over::Exit(exit))).ok_or_else(malformed),
-            Kind::Failed => return Refusal::parse(&payload).map(|refusal| Some(Over::Refused(refusal))),
+            Kind::Failed => {
+                let refusal = Refusal::parse(&payload)?;
+                return Ok(Some(match self.asked_to_end {
+                    // What was at work before there was a command: the signal has ended it.
+                    Some(signal) if !self.started && refusal.reason == Reason::System => Over::Signal(signal),
+                    _ => Over::Refused(refusal),
+                }));
+            }
             Kind::OutputEnd | Kind::ErrorEnd => {
                 let at = usize::from(kind == Kind::ErrorEnd);
                 self.outputs[at].ended = true;
@@ -362,9 +369,11 @@ impl Relay {
                     self.resize();
                 }
                 SIGWINCH => self.resize(),
-                SIGINT | SIGTERM if self.asked_to_end => return Ok(Some(Over::Signal(signal))),
+                SIGINT | SIGTERM if self.asked_to_end.is_some() => return Ok(Some(Over::Signal(signal))),
                 signal if FORWARDED.contains(&signal) => {
-                    self.asked_to_end |= matches!(signal, SIGINT | SIGTERM);
+                    if matches!(signal, SIGINT | SIGTERM) {
+                        self.asked_to_end = Some(signal);
+                    }
                     self.send_signal(signal);
                 }
                 _ => {}

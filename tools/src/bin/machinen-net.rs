@@ -23,7 +23,10 @@ fn main() -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     let args = match Args::from_args(&[TOOL], &words) {
         Ok(args) => args,
-        Err(exit) if exit.status.is_ok() => return print(&exit.output),
+        // argh knows nothing of what comes after --.
+        Err(exit) if exit.status.is_ok() => {
+            return print(&exit.output.replacen("[--version]", "[--version] -- COMMAND...", 1));
+        }
         Err(exit) => {
             let text = exit.output.split_whitespace().collect::<Vec<_>>().join(" ");
             return usage(format!("{text}; the command comes after --")).report(TOOL, json);

@@ -70,7 +70,9 @@ impl Vm {
     /// Freezes this machine; gives what its copy is to be, and the bundle, which the copy needs until it runs.
     pub(crate) fn fork_options(&self, options: &ForkOptions, mut boot: BootOptions) -> Result<(BootOptions, Place)> {
         let stats = self.stats()?;
-        check_memory(stats.resident_bytes.unwrap_or(stats.ceiling_bytes), options.min_free_percent)?;
+        // Twice: while the copy reads its memory, its guest has that in the page cache, too.
+        let needed = stats.resident_bytes.unwrap_or(stats.ceiling_bytes).saturating_mul(2);
+        check_memory(needed, options.min_free_percent)?;
         let name = boot.name.take().unwrap_or_else(|| format!("{}/{}", self.label(), std::process::id()));
         // Before anything is frozen for it.
         let registry = Registry::open()?;

@@ -13,6 +13,8 @@ use crate::error::{Error, Result};
 
 /// The engine's log.
 const LOG: &str = "dump.log";
+/// Name of the directory that is the guest's.
+const GUESTS: &str = ".guest";
 
 /// The directory in the bundle's that is the guest's. A guest that had the bundle's own could write its `meta.json`, and with that say
 /// which of the host's directories a restored machine gets.
@@ -34,7 +36,13 @@ impl Inner {
             None => Ok(()),
             Some(_) => {
                 let error = Error::new("SNAPSHOT_DIRECTORY", format!("directory {}: it is not empty", dir.display()));
-                Err(error.hint("give another, or one that is not there yet"))
+                let is_rest = !dir.join(NAME).exists() && (dir.join(GUESTS).exists() || dir.join(LOG).exists());
+                Err(match is_rest {
+                    // Not removed here: another snapshot may be about to make it whole.
+                    true => error
+                        .hint(format!("a snapshot that failed or was interrupted left it: rm -r {}", dir.display())),
+                    false => error.hint("give another, or one that is not there yet"),
+                })
             }
         };
         match DirBuilder::new().mode(0o700).create(dir) {
@@ -48,7 +56,7 @@ impl Inner {
             }
             made => made.map_err(failed)?,
         }
-        let path = dir.join(".guest");
+        let path = dir.join(GUESTS);
         DirBuilder::new().mode(0o700).create(&path).map_err(failed)?;
         let directory = File::open(&path).map_err(failed)?;
         Ok(Inner { bundle: dir.to_owned(), path, directory, has_log: false })
@@ -198,6 +206,8 @@ mod tests {
             fs::write(dir.join(name), "").unwrap();
         }
         inner.discard();
+        let error = Inner::make(&dir).err().unwrap();
+        assert!(error.what_to_do().unwrap().contains("rm -r"), "{error}");
         let left: Vec<_> = fs::read_dir(&dir).unwrap().map(|item| item.unwrap().file_name()).collect();
         assert_eq!(left, ["dump.log"]);
         fs::remove_dir_all(&top).unwrap();

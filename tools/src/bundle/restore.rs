@@ -165,7 +165,7 @@ impl RestoreOptions {
         let image = needed.image.iter().map(|image| printable(image));
         let all: Vec<String> = image.chain(mounts).chain(needed.shares.iter().map(share_text)).collect();
         let message = format!(
-            "bundle {}: this user has not made it here, and it names what its processes would get of this host: {}",
+            "bundle {}: it was copied, or this user has not made it here, and it names what its processes would get of this host: {}",
             self.name(),
             all.join(", ")
         );

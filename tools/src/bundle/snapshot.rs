@@ -28,6 +28,8 @@ const BUSY: &str = "SNAPSHOT_BUSY";
 const PATIENCE: Duration = Duration::from_mins(1);
 /// How long a guest is waited for that is told that its dump is not taken.
 const LAST_PATIENCE: Duration = Duration::from_secs(5);
+/// How long a machine without processes is waited for.
+const END_PATIENCE: Duration = Duration::from_secs(10);
 /// The time of the snapshot was over.
 const TIMEOUT: &str = "SNAPSHOT_TIMEOUT";
 /// Between two tries.
@@ -61,7 +63,8 @@ struct Dump {
 
 impl Vm {
     /// Freezes the main command and all its processes into `dir`, which must be empty or not there yet. They stand still until the
-    /// bundle is whole; when this process ends before that, whatever ends it, they go on.
+    /// bundle is whole; when this process ends before that, whatever ends it, they go on. Where they are not to go on, the machine has
+    /// ended when this returns: its name and its ports are free.
     ///
     /// # Errors
     /// `SNAPSHOT_BUSY` while another is being taken; `SNAPSHOT_DIRECTORY` when `dir` cannot be used, or written; `SNAPSHOT_FAILED`, with
@@ -70,12 +73,13 @@ impl Vm {
     pub fn snapshot(&self, dir: &Path, options: &SnapshotOptions) -> Result<Meta> {
         let mut steps = Steps { begin: Instant::now(), done: Vec::new() };
         let limit = options.limit.and_then(|limit| steps.begin.checked_add(limit));
-        let entry = Registry::open()?.find(self.id())?.entry;
+        let registry = Registry::open()?;
+        let vm = registry.find(self.id())?;
         // Until the end of this nobody else puts a directory on the share.
-        let _turn = self.take_turn()?;
+        let turn = self.take_turn()?;
         let mut inner = Inner::make(dir)?;
         let dump = self.dump_when_free(&inner, options, &mut steps, limit);
-        let made = dump.and_then(|dump| match self.keep(&mut inner, &entry, &dump, options, &mut steps, limit) {
+        let made = dump.and_then(|dump| match self.keep(&mut inner, &vm.entry, &dump, options, &mut steps, limit) {
             Ok(meta) => Ok((dump, meta)),
             Err(error) => {
                 refuse(dump, limit);
@@ -102,6 +106,16 @@ impl Vm {
         match ended {
             End::Taken(mut meta) => {
                 inner.remove();
+                let left = limit.map_or(END_PATIENCE, |limit| limit.saturating_duration_since(Instant::now()));
+                // A bundle that is whole is no failure, whatever becomes of the machine.
+                if !options.leave_running && vm.wait_dead(left.min(END_PATIENCE)) {
+                    vm.end_helpers();
+                    if vm.entry.detached {
+                        // Nobody else is there to do it, but for machinen gc. Whoever removes it has its lock.
+                        drop(turn);
+                        let _ = registry.remove(&vm);
+                    }
+                }
                 meta.phases = steps.done;
                 Ok(*meta)
             }
@@ -300,9 +314,13 @@ fn failed(label: &str, why: String) -> Error {
 
 fn with_log(error: Error, dir: &Path) -> Error {
     let log = dir.join("dump.log");
-    match log.is_file() {
-        true => error.hint(format!("all of the log is in {}", log.display())),
-        false => error,
+    let is_full = error.to_string().contains("No space left on device");
+    match std::fs::metadata(&log) {
+        _ if is_full => {
+            error.hint(format!("free some room in the file system of {}, or give another directory", dir.display()))
+        }
+        Ok(found) if found.len() > 0 => error.hint(format!("all of the log is in {}", log.display())),
+        _ => error,
     }
 }
 

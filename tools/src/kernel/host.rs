@@ -111,7 +111,7 @@ fn running(root: &Path) -> Result<PathBuf, Diagnostic> {
     let best = versions.max_by_key(|version| (version == release.trim(), order(version)));
     best.map(|version| boot.join(format!("vmlinuz-{version}"))).ok_or_else(|| {
         Diagnostic::new("KERNEL_NOT_INSTALLED", format!("{}: no vmlinuz-VERSION with its modules", show_path(&boot)))
-            .hint("download one and name it: apt-get download linux-image-VERSION-cloud-amd64")
+            .hint("download one and name it, with a VERSION of: apt-cache search linux-image-.*-cloud")
     })
 }
 

@@ -1,6 +1,6 @@
 //! The monitor's process: under way, and then this process' own.
 
-use std::io;
+use std::io::{self, IsTerminal};
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::Path;
 use std::process::Child;
@@ -27,9 +27,20 @@ pub(super) enum Waited {
 pub(super) struct Running<'a> {
     pub child: Option<Child>,
     pub dir: &'a Path,
+    /// When to tell a person that the guest is silent.
+    notice: Option<Instant>,
 }
 
-impl Running<'_> {
+/// What a guest may take to its first word before a person is told.
+const SILENCE: Duration = Duration::from_secs(10);
+
+impl<'a> Running<'a> {
+    /// Has just been started for the machine in `dir`.
+    pub fn new(child: Child, dir: &'a Path) -> Self {
+        let notice = std::io::stderr().is_terminal().then(|| Instant::now() + SILENCE);
+        Running { child: Some(child), dir, notice }
+    }
+
     /// Writes its process into the entry; gives its pidfd.
     pub fn identify(&mut self, entry: &mut Entry) -> Result<OwnedFd> {
         let failed = |cause| Error::host("BOOT_VMM", "look at the monitor", cause);
@@ -56,6 +67,15 @@ impl Running<'_> {
             if left.is_some_and(|left| left.is_zero()) {
                 return Ok(Waited::Limit);
             }
+            if self.notice.is_some_and(|notice| notice <= Instant::now()) {
+                self.notice = None;
+                eprintln!(
+                    "machinen: nothing from the guest for {} s; machinen-probe says whether this host's KVM can boot Linux",
+                    SILENCE.as_secs()
+                );
+            }
+            let notice = self.notice.map(|notice| notice.saturating_duration_since(Instant::now()));
+            let left = left.into_iter().chain(notice).min();
             let left = left.and_then(|left| Timespec::try_from(left).ok());
             let mut fds = vec![PollFd::from_borrowed_fd(guest, PollFlags::IN), PollFd::new(monitor, PollFlags::IN)];
             if let Some(signals) = signals.as_deref() {

@@ -227,7 +227,7 @@ impl Prepared<'_> {
                 .hint("put vmm-min beside this program, or set MACHINEN_VMM to its path")
         })?;
         drop(network);
-        Ok(Running { child: Some(child), dir: &claim.dir })
+        Ok(Running::new(child, &claim.dir))
     }
 
     fn entry(&self) -> Entry {
