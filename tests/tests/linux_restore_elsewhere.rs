@@ -6,8 +6,9 @@ use std::fs::{self, File};
 use std::io::BufWriter;
 use std::os::unix::fs::symlink;
 use std::path::Path;
+use std::process::Command;
 
-use machinen_tests::bundles::{CRIU_MODULES, copy, no_machine_is_left, snapshot};
+use machinen_tests::bundles::{CRIU_MODULES, content, copy, no_machine_is_left, snapshot};
 use machinen_tests::cli::Cli;
 use machinen_tests::e2fs::E2fs;
 use machinen_tests::lab::Arch;
@@ -81,8 +82,9 @@ fn another_kernel() {
     let bundle = cli.path("of-tuned");
     dump(&cli, &[], &bundle);
     let said = goes_on(&cli, &stock, &bundle);
+    let stock_version = format!("+deb12-cloud-{} #1 SMP", Arch::OWN.debian());
     assert!(said.starts_with("machinen-restore: the kernel is another (6.") && said.lines().count() == 1, "{said}");
-    assert!(said.contains("+deb12-cloud-amd64 #1 SMP") && said.contains("-machinen #1 20"), "{said}");
+    assert!(said.contains(&stock_version) && said.contains("-machinen #1 "), "{said}");
     // One that says what it lacks.
     let lacking = cli.path("vmlinux-lacking");
     symlink(&kernel, &lacking).unwrap();
@@ -277,5 +279,70 @@ fn shared_directories_are_those_of_the_new_place() {
     let printed = refused(&cli, &[], &bundle).printed();
     assert!(printed.contains("RESTORE_SHARES") && printed.contains(&share(&home)), "{printed}");
     restore(&["--share", &share(&other)]);
+    no_machine_is_left(&cli);
+}
+
+/// Adds each line that it reads to a file of a copied directory, and says what is in that and in one that it came with.
+const KEEPER: &str = "exec 8</m/given 9>>/m/log; echo ready; \
+    while read -r line; do echo $line >&9; echo $(cat /m/given /m/log); done; exit 7";
+
+#[test]
+fn a_copied_directory_goes_with_the_processes() {
+    let cli = Cli::of_debian();
+    let [home, bundle] = ["home", "bundle"].map(|name| cli.path(name));
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("given"), "old\n").unwrap();
+    let mount = format!("{}:/m", home.display());
+    let mut keeper = Session::on_pipes(cli.run_command(&["--name", "k", "--mount", &mount], &["sh", "-c", KEEPER]));
+    keeper.expect("ready\n");
+    keeper.type_in("one\n");
+    keeper.expect("old one\n");
+    let goes_on = |command: Command, line: &str, said: &str| {
+        let mut keeper = Session::on_pipes(command);
+        keeper.type_in(&format!("{line}\n"));
+        keeper.expect(&format!("{said}\n"));
+        keeper.close_input();
+        assert_eq!(keeper.end().code(), Some(7), "{}", keeper.printed());
+        keeper.printed()
+    };
+    // The bundle between source and copy is gone, and with it the name of the image: a copy of that is in the copy's own.
+    let of_copy = cli.path("of-copy");
+    let mut copied = Session::on_pipes(cli.command("fork", &["--name", "c", "k"]));
+    copied.type_in("two\n");
+    copied.expect("old one two\n");
+    snapshot(&cli, &[], "c", &of_copy);
+    assert_eq!(copied.end().code(), Some(125));
+    keeper.type_in("three\n");
+    keeper.expect("old one three\n");
+    snapshot(&cli, &[], "k", &bundle);
+    assert_eq!(keeper.end().code(), Some(125));
+    let before = content(&bundle);
+
+    // What the host's directory has become is nothing to them, nor that it is gone.
+    let restore = |flags: &[&str], dir: &Path, line: &str, said: &str| {
+        let mut command = cli.command("restore", flags);
+        command.arg(dir);
+        goes_on(command, line, said)
+    };
+    fs::write(home.join("given"), "new\n").unwrap();
+    restore(&[], &of_copy, "three", "old one two three");
+    restore(&[], &bundle, "four", "old one three four");
+    fs::remove_dir_all(&home).unwrap();
+    restore(&[], &bundle, "five", "old one three five");
+    assert!(content(&bundle) == before, "the bundle has changed");
+    // They come from the bundle, so nobody needs to be trusted with the host's.
+    let [elsewhere, image] = [cli.path("elsewhere"), asset(&rootfs(Arch::OWN))];
+    copy(&bundle, &elsewhere);
+    restore(&["--image", image.to_str().unwrap()], &elsewhere, "six", "old one three six");
+    File::options().write(true).open(elsewhere.join("mounts/0.upper")).unwrap().set_len(4096).unwrap();
+    let printed = refused(&cli, &["--trust"], &elsewhere).printed();
+    assert!(printed.contains("BUNDLE_PARTIAL") && printed.contains("mounts/0.upper"), "{printed}");
+
+    // Another directory in their place, with the files that are open.
+    fs::create_dir(&home).unwrap();
+    fs::write(home.join("given"), "new\n").unwrap();
+    fs::write(home.join("log"), "another\n").unwrap();
+    let printed = restore(&["--mount", &mount], &bundle, "seven", "new another seven");
+    assert!(printed.starts_with("machinen-restore: /m: it is another directory"), "{printed}");
     no_machine_is_left(&cli);
 }

@@ -239,7 +239,7 @@ fn what_cannot_be_kept_or_takes_too_long_goes_on() {
             let full = cli.tool("snapshot", &[flags, &["src", dir.to_str().unwrap()]].concat()).finish();
             let printed = full.printed();
             assert_eq!(full.code(), 1, "{printed}");
-            for part in ["SNAPSHOT_DIRECTORY", "root.layer", "CTL_LAYER", "dump.log"] {
+            for part in ["SNAPSHOT_DIRECTORY", "root.layer", "CTL_WRITE", "dump.log"] {
                 assert!(printed.contains(part), "{part}: {printed}");
             }
             goes_on(&cli, "src");

@@ -1,22 +1,23 @@
 //! The devices together: each access goes to its register, and the host's descriptors follow.
 
-use std::fs::File;
 use std::time::Instant;
+
+use machinen_share::server::Refused;
 
 use crate::arch::{self, End, Register, Registers, Step};
 use crate::ctl::{Ctl, Refusal, Request};
 use crate::device::console::{Console, Output};
 use crate::device::uart::Uart;
+use crate::disk::Disk;
 use crate::error::{Error, Result};
 use crate::kick::{self, Kick};
 use crate::ram::Ram;
-use machinen_share::server::Refused;
-
 use crate::sys::Ready;
 use crate::terminal::Terminal;
 use crate::trace::Trace;
 use crate::virtio::Fault;
 use crate::virtio::device::Device;
+use crate::virtio::fs::Fs;
 use crate::virtio::mmio::{Mmio, WINDOW_BYTES};
 
 const SLEEP_ENABLE: u8 = 1 << 5;
@@ -164,36 +165,46 @@ impl Bus {
 
 /// Does what was asked for on the control socket.
 fn act(devices: &mut [Mmio<Device>], has_root_disk: bool, request: Request) -> std::result::Result<(), Refusal> {
-    let (tag, root) = match request {
-        Request::Share { tag, root, read_only } => (tag, Some((root, read_only))),
-        Request::Unshare { tag } => (tag, None),
-        Request::Layer { file } => return save_layer(devices.first().filter(|_| has_root_disk), &file.into()),
-    };
-    let share = devices.iter_mut().find_map(|device| match device.backend_mut() {
+    let failed = |cause| Refusal::new("CTL_WRITE", format!("write of the file: {cause}"));
+    match request {
+        Request::Share { tag, root, read_only } => share(devices, &tag)?.attach(root, read_only).map_err(refusal),
+        Request::Unshare { tag } => share(devices, &tag)?.detach().map_err(refusal),
+        Request::Layer { file } => {
+            let root = disk(devices, 0).filter(|_| has_root_disk);
+            match root.map(|root| root.save(&file.into())).transpose().map_err(failed)? {
+                Some(true) => Ok(()),
+                Some(false) | None => {
+                    Err(Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is"))
+                }
+            }
+        }
+        Request::Disk { number, file } => match disk(devices, number) {
+            Some(disk) => disk.flatten(&file.into()).map_err(failed),
+            None => Err(Refusal::new("CTL_NO_DISK", format!("the machine has no disk {number}"))),
+        },
+    }
+}
+
+fn share<'a>(devices: &'a mut [Mmio<Device>], tag: &str) -> std::result::Result<&'a mut Fs, Refusal> {
+    let found = devices.iter_mut().find_map(|device| match device.backend_mut() {
         Device::Fs(fs) if fs.tag() == tag => Some(fs),
         _ => None,
     });
-    let share = share.ok_or_else(|| Refusal::new("CTL_NO_SHARE", format!("the machine has no share {tag}")))?;
-    let done = match root {
-        Some((root, read_only)) => share.attach(root, read_only),
-        None => share.detach(),
-    };
-    done.map_err(|refused| match refused {
-        Refused::Busy => Refusal::new("CTL_SHARE_BUSY", "the guest has it mounted"),
-        Refused::Host(errno) => Refusal::new("CTL_SHARE_UNREADABLE", std::io::Error::from(errno).to_string()),
-    })
+    found.ok_or_else(|| Refusal::new("CTL_NO_SHARE", format!("the machine has no share {tag}")))
 }
 
-/// Writes what the guest has written to its root disk to a file.
-fn save_layer(root: Option<&Mmio<Device>>, file: &File) -> std::result::Result<(), Refusal> {
-    let saved = match root.map(Mmio::backend) {
-        Some(Device::Blk(root)) => root.disk().save(file),
-        _ => Ok(false),
-    };
-    match saved {
-        Ok(true) => Ok(()),
-        Ok(false) => Err(Refusal::new("CTL_NO_LAYER", "the machine has no root disk whose image stays as it is")),
-        Err(cause) => Err(Refusal::new("CTL_LAYER", format!("write of the layer: {cause}"))),
+fn refusal(refused: Refused) -> Refusal {
+    match refused {
+        Refused::Busy => Refusal::new("CTL_SHARE_BUSY", "the guest has it mounted"),
+        Refused::Host(errno) => Refusal::new("CTL_SHARE_UNREADABLE", std::io::Error::from(errno).to_string()),
+    }
+}
+
+/// Disks are the first of all devices, the root disk before the others.
+fn disk(devices: &[Mmio<Device>], number: usize) -> Option<&Disk> {
+    match devices.get(number).map(Mmio::backend) {
+        Some(Device::Blk(blk)) => Some(blk.disk()),
+        _ => None,
     }
 }
 

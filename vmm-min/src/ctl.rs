@@ -8,6 +8,7 @@
 //! | `share TAG [ro]` | a directory | that is what the guest finds when it mounts TAG from now on |
 //! | `unshare TAG` | | TAG has no directory any more |
 //! | `layer` | an empty file, writable | gets what the guest has written to the root disk, for `--root-layer` |
+//! | `disk NUMBER` | an empty file, writable | gets all that the guest finds on that disk: 0 is the first, the root disk where there is one |
 
 use std::io::{self, ErrorKind};
 use std::os::fd::{AsFd, OwnedFd};
@@ -44,6 +45,13 @@ pub enum Request {
     },
     /// What was written to the root disk.
     Layer {
+        /// Gets it.
+        file: OwnedFd,
+    },
+    /// What is on a disk.
+    Disk {
+        /// Which one.
+        number: usize,
         /// Gets it.
         file: OwnedFd,
     },
@@ -154,8 +162,15 @@ fn parse(line: &[u8], descriptor: Option<OwnedFd>) -> std::result::Result<Reques
                 None => bad("layer needs the descriptor of a file (SCM_RIGHTS)"),
             };
         }
+        ["disk", number] => {
+            return match (number.parse(), descriptor) {
+                (Ok(number), Some(file)) => Ok(Request::Disk { number, file }),
+                (Ok(_), None) => bad("disk needs the descriptor of a file (SCM_RIGHTS)"),
+                (Err(_), _) => bad("disk needs a number"),
+            };
+        }
         ["unshare", tag] => return Ok(Request::Unshare { tag: (*tag).to_owned() }),
-        _ => return bad("known are: share TAG [ro], unshare TAG, layer"),
+        _ => return bad("known are: share TAG [ro], unshare TAG, layer, disk NUMBER"),
     };
     match descriptor {
         Some(root) => Ok(Request::Share { tag: (*tag).to_owned(), root, read_only }),
@@ -199,6 +214,7 @@ mod tests {
                     Request::Layer { file } => {
                         format!("layer {}", File::from(file).metadata().expect("metadata").is_file())
                     }
+                    Request::Disk { number, .. } => format!("disk {number}"),
                 });
                 if done[0].contains("busy") { Err(Refusal::new("BUSY", "it is mounted")) } else { Ok(()) }
             });
@@ -223,6 +239,8 @@ mod tests {
         }
         let (answer, done) = ask(&mut ctl, &path, &[b"unshare x\n"], None);
         assert_eq!((answer.as_str(), done.as_slice()), ("ok\n", &["unshare x".to_owned()][..]));
+        let (answer, done) = ask(&mut ctl, &path, &[b"disk 10\n"], Some(&directory));
+        assert_eq!((answer.as_str(), done.as_slice()), ("ok\n", &["disk 10".to_owned()][..]));
         let (answer, _) = ask(&mut ctl, &path, &[b"unshare busy\n"], None);
         assert_eq!(answer, "error BUSY it is mounted\n");
     }
@@ -257,6 +275,9 @@ mod tests {
             b"\xff\n",
             b"unshare a b\n",
             b"layer\n",
+            b"disk 0\n",
+            b"disk -1\n",
+            b"disk\n",
             &long,
         ] {
             let (answer, done) = ask(&mut ctl, &path, &[bad], None);

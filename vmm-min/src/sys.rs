@@ -4,6 +4,7 @@ use std::ffi::CString;
 use std::fs::File;
 use std::io;
 use std::mem::MaybeUninit;
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -275,6 +276,22 @@ pub fn lock(file: &File, alone: bool) -> io::Result<bool> {
 pub fn size(mut file: &File) -> io::Result<u64> {
     use std::io::{Seek, SeekFrom};
     file.seek(SeekFrom::End(0))
+}
+
+/// The first range at or after `at` that is no hole, as far as the file system tells; `None` when only a hole is left.
+/// Source: lseek(2), SEEK_DATA.
+pub fn next_data(file: &File, at: u64) -> io::Result<Option<Range<u64>>> {
+    let seek = |from: u64, what| {
+        let from = libc::off_t::try_from(from).map_err(io::Error::other)?;
+        // SAFETY: lseek takes and returns integers.
+        let found = unsafe { libc::lseek(file.as_raw_fd(), from, what) };
+        u64::try_from(found).map_err(|_| io::Error::last_os_error())
+    };
+    match seek(at, libc::SEEK_DATA) {
+        Ok(start) => Ok(Some(start..seek(start, libc::SEEK_HOLE)?)),
+        Err(error) if error.raw_os_error() == Some(libc::ENXIO) => Ok(None),
+        Err(error) => Err(error),
+    }
 }
 
 /// Makes a range of `file` a hole, which reads as zeros; its length stays. `Unsupported`: the file system has no holes.

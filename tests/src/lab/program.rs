@@ -7,6 +7,8 @@ use std::process::Command;
 
 use super::Arch;
 
+/// Named by no program: glibc loads it when a thread ends early.
+const UNNAMED: &str = "libgcc_s.so.1";
 /// Where programs are that are no commands of ordinary users.
 const MORE: [&str; 2] = ["/usr/sbin", "/sbin"];
 
@@ -33,8 +35,11 @@ fn own(name: &str) -> Option<Vec<(PathBuf, PathBuf)>> {
     let text = String::from_utf8_lossy(&output.stdout).into_owned();
     // `libz.so.1 => /lib/x86_64-linux-gnu/libz.so.1 (0x…)`, and the linker itself without an arrow.
     let libraries = text.lines().filter_map(|line| line.split_whitespace().find(|word| word.starts_with('/')));
+    let mut libraries: Vec<PathBuf> = libraries.map(PathBuf::from).collect();
+    let libc = libraries.iter().find(|library| library.ends_with("libc.so.6"));
+    libraries.extend(libc.map(|libc| libc.with_file_name(UNNAMED)).filter(|library| library.is_file()));
     let all = [(program, Path::new("/bin").join(name))].into_iter();
-    let all = all.chain(libraries.map(|library| (library.into(), library.into())));
+    let all = all.chain(libraries.into_iter().map(|library| (library.clone(), library)));
     // By what it leads to: a link would not be a file there.
     Some(all.map(|(from, to): (PathBuf, PathBuf)| (fs::canonicalize(&from).unwrap_or(from), to)).collect())
 }
@@ -59,7 +64,9 @@ mod tests {
     fn a_program_of_this_host_comes_with_its_linker() {
         let files = own("sh").expect("a shell");
         assert_eq!(files[0].1, Path::new("/bin/sh"));
-        assert!(files.iter().any(|(_, to)| to.to_string_lossy().contains("/ld-")), "{files:?}");
+        for part in ["/ld-", "/libgcc_s.so.1"] {
+            assert!(files.iter().any(|(_, to)| to.to_string_lossy().contains(part)), "{part}: {files:?}");
+        }
         assert!(files.iter().all(|(from, _)| fs::symlink_metadata(from).is_ok_and(|found| found.is_file())));
     }
 }

@@ -7,6 +7,7 @@ use std::os::unix::fs::{DirBuilderExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 
 use super::LAYER;
+use super::halves::HALVES;
 use super::meta::{IMAGES, NAME};
 use crate::error::{Error, Result};
 
@@ -115,6 +116,7 @@ impl Inner {
         let _ = fs::remove_file(self.bundle.join(NAME));
         let _ = fs::remove_file(self.bundle.join(LAYER));
         let _ = fs::remove_dir_all(self.bundle.join(IMAGES));
+        let _ = fs::remove_dir_all(self.bundle.join(HALVES));
         self.remove();
     }
 }
@@ -191,7 +193,8 @@ mod tests {
         fs::create_dir(inner.path.join("img")).unwrap();
         fs::write(inner.path.join("dump.log"), "log").unwrap();
         inner.give().unwrap();
-        for name in ["meta.json", "root.layer", "img/a", ".guest/b"] {
+        fs::create_dir(dir.join(HALVES)).unwrap();
+        for name in ["meta.json", "root.layer", "img/a", ".guest/b", "mounts/0.upper"] {
             fs::write(dir.join(name), "").unwrap();
         }
         inner.discard();

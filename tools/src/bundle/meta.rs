@@ -1,15 +1,17 @@
 //! `meta.json`: what a bundle came from, and what it needs.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::fs::{self, File, OpenOptions, Permissions};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt};
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use rustix::fs::{Mode, OFlags, ResolveFlags, openat2};
 use serde_json::{Value, json};
 
 use super::Engine;
+use super::halves::HALVES;
 use super::seal::{Key, is_own};
 use crate::agent::printable;
 use crate::error::{Error, Result};
@@ -62,6 +64,8 @@ pub struct Meta {
     pub workload: Value,
     /// The engine's images, and how long each is.
     pub images: Vec<(String, u64)>,
+    /// The halves of the mounts, likewise; none where the guest's copies were not kept.
+    pub halves: Vec<(String, u64)>,
     /// Milliseconds since 1970.
     pub created_unix_ms: u64,
     /// Milliseconds of each step.
@@ -95,6 +99,7 @@ impl Meta {
             cpu_features: features.filter(|feature| here.contains(feature)).collect(),
             workload,
             images: Vec::new(),
+            halves: Vec::new(),
             created_unix_ms: now.as_millis().try_into().unwrap_or(u64::MAX),
             phases: Vec::new(),
             is_own: true,
@@ -145,10 +150,13 @@ impl Meta {
         if !value["workload"].is_object() {
             return Err(invalid("no workload"));
         }
-        let images = value["images"].as_object().into_iter().flatten();
-        let images: Vec<(String, u64)> =
-            images.map(|(name, bytes)| (name.clone(), bytes.as_u64().unwrap_or_default())).collect();
-        if let Some(why) = what_is_missing(&dir.join(IMAGES), &images) {
+        let files = |key: &str| -> Vec<(String, u64)> {
+            let files = value[key].as_object().into_iter().flatten();
+            files.map(|(name, bytes)| (name.clone(), bytes.as_u64().unwrap_or_default())).collect()
+        };
+        let (images, halves) = (files("images"), files("halves"));
+        let missing = what_is_missing(dir, IMAGES, &images);
+        if let Some(why) = missing.or_else(|| what_is_missing(dir, HALVES, &halves).filter(|_| !halves.is_empty())) {
             let message = format!("bundle {name}: it is not whole: {why}");
             return Err(Error::new("BUNDLE_PARTIAL", message).hint("copy all of it, or take another snapshot"));
         }
@@ -175,6 +183,7 @@ impl Meta {
             cpu_features: strings(&value["cpuFeatures"]),
             workload: value["workload"].clone(),
             images,
+            halves,
             created_unix_ms: value["createdUnixMs"].as_u64().unwrap_or_default(),
             phases: Vec::new(),
             is_own,
@@ -193,6 +202,8 @@ impl Meta {
         let path: PathBuf = dir.join(NAME);
         let write = || {
             self.images = lengths(&dir.join(IMAGES))?;
+            let halves = dir.join(HALVES);
+            self.halves = if halves.is_dir() { lengths(&halves)? } else { Vec::new() };
             let mut value = self.to_json();
             if let Some(key) = key {
                 value[SEAL] = key.seal(&File::open(dir)?, &value)?.into();
@@ -212,6 +223,7 @@ impl Meta {
 
     /// As JSON.
     pub fn to_json(&self) -> Value {
+        let files = |files: &[(String, u64)]| files.iter().cloned().collect::<BTreeMap<String, u64>>();
         let phases: Vec<Value> = self.phases.iter().map(|(name, ms)| json!({"name": name, "ms": ms})).collect();
         json!({
             "version": VERSION,
@@ -231,7 +243,8 @@ impl Meta {
             "ports": self.ports,
             "cpuFeatures": self.cpu_features,
             "workload": self.workload,
-            "images": self.images.iter().cloned().collect::<std::collections::BTreeMap<String, u64>>(),
+            "images": files(&self.images),
+            "halves": files(&self.halves),
             "createdUnixMs": self.created_unix_ms,
             "phases": phases,
         })
@@ -240,8 +253,15 @@ impl Meta {
 
 /// Opens what is to be a file, whatever it is.
 fn open(path: &Path) -> io::Result<File> {
-    let flags = i32::try_from(rustix::fs::OFlags::NONBLOCK.bits()).unwrap_or(0);
-    OpenOptions::new().read(true).custom_flags(flags).open(path)
+    OpenOptions::new().read(true).custom_flags(OFlags::NONBLOCK.bits().cast_signed()).open(path)
+}
+
+/// Opens what is to be a file of the bundle in `dir`, for the guest: a pipe would have this program wait for somebody who writes to it, and a
+/// link give the guest another file of this user's.
+pub(super) fn open_part(dir: &Path, name: &str) -> io::Result<File> {
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    let resolve = ResolveFlags::BENEATH | ResolveFlags::NO_SYMLINKS;
+    Ok(openat2(File::open(dir)?, name, flags, Mode::empty(), resolve)?.into())
 }
 
 /// In an entry: where the image is, from wherever it is asked for.
@@ -250,6 +270,8 @@ pub(crate) const IMAGE_PATH: &str = "image_path";
 pub(crate) const IMAGE_KEY: &str = "image_key";
 /// In an entry: what identifies the content of the kernel.
 pub(crate) const KERNEL_ID: &str = "kernel_id";
+/// In an entry: the read-only images of its mounts.
+pub(crate) const LOWERS: &str = "lowers";
 /// In an entry: the machines that it came from, the nearest first.
 pub(crate) const LINEAGE: &str = "lineage";
 /// Most of them.
@@ -286,19 +308,21 @@ fn lengths(dir: &Path) -> std::io::Result<Vec<(String, u64)>> {
     Ok(all)
 }
 
-/// The first image that is not there as it was written.
-fn what_is_missing(dir: &Path, images: &[(String, u64)]) -> Option<String> {
+/// The first file of a directory of the bundle in `bundle` that is not there as it was written.
+fn what_is_missing(bundle: &Path, directory: &str, files: &[(String, u64)]) -> Option<String> {
+    let dir = bundle.join(directory);
     if !dir.is_dir() {
-        return Some(format!("there is no {IMAGES} in it"));
+        return Some(format!("there is no {directory} in it"));
     }
-    images.iter().find_map(|(name, bytes)| match (fs::metadata(dir.join(name)), printable(name)) {
+    files.iter().find_map(|(name, bytes)| match (fs::metadata(dir.join(name)), printable(name)) {
         (Ok(found), _) if found.len() == *bytes => None,
-        (Ok(found), name) => Some(format!("{IMAGES}/{name} has {} bytes, not {bytes}", found.len())),
-        (Err(_), name) => Some(format!("there is no {IMAGES}/{name} in it")),
+        (Ok(found), name) => Some(format!("{directory}/{name} has {} bytes, not {bytes}", found.len())),
+        (Err(_), name) => Some(format!("there is no {directory}/{name} in it")),
     })
 }
 
-fn strings(value: &Value) -> Vec<String> {
+/// The texts of an array.
+pub(super) fn strings(value: &Value) -> Vec<String> {
     let items = value.as_array().into_iter().flatten();
     items.filter_map(|item| item.as_str().map(str::to_owned)).collect()
 }
@@ -363,6 +387,15 @@ mod tests {
         fs::write(dir.join("img/pages-1.img"), "123").unwrap();
         let error = Meta::read(&dir).unwrap_err();
         assert!(error.to_string().ends_with("img/pages-1.img has 3 bytes, not 4"), "{error}");
+        fs::write(dir.join("img/pages-1.img"), "1234").unwrap();
+        fs::create_dir(dir.join("mounts")).unwrap();
+        fs::write(dir.join("mounts/0.upper"), "12").unwrap();
+        fs::remove_file(dir.join(NAME)).unwrap();
+        meta.write_with(&dir, None).unwrap();
+        assert_eq!(Meta::read(&dir).unwrap().halves, [("0.upper".to_owned(), 2)]);
+        fs::write(dir.join("mounts/0.upper"), "1").unwrap();
+        let error = Meta::read(&dir).unwrap_err();
+        assert!(error.to_string().ends_with("mounts/0.upper has 1 bytes, not 2"), "{error}");
         fs::remove_file(dir.join("img/pages-1.img")).unwrap();
         let error = Meta::read(&dir).unwrap_err();
         assert!(error.to_string().ends_with("there is no img/pages-1.img in it"), "{error}");

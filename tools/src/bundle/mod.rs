@@ -5,6 +5,7 @@
 //! | `meta.json` | [`Meta`]: what it came from, and what it needs, the images and their lengths; written last, so a bundle without it, or without one of those, is not whole |
 //! | `img/` | the engine's images, and what the agent says of the main command (`workload.json`) |
 //! | `root.layer` | what the guest has written to its root disk, as the monitor's `--root-layer` takes it |
+//! | `mounts/` | of each `--mount` the read-only image and the disk with what the guest has written |
 //! | `dump.log` | the engine's log |
 //! | `faults` | what processes had to wait for at lazy restores: the only file that comes later |
 //!
@@ -16,6 +17,7 @@
 mod compare;
 mod ctl;
 mod fork;
+mod halves;
 mod inner;
 mod lazy;
 mod meta;
@@ -26,9 +28,10 @@ mod snapshot;
 
 pub(crate) use self::compare::There;
 pub use self::fork::{DEFAULT_MIN_FREE_PERCENT, ForkOptions};
+pub(crate) use self::halves::Halves;
 pub(crate) use self::lazy::{LAZY, pages_pending, record_faults};
 pub use self::meta::Meta;
-pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH, KERNEL_ID};
+pub(crate) use self::meta::{IMAGE_KEY, IMAGE_PATH, KERNEL_ID, LOWERS};
 pub use self::restore::RestoreOptions;
 pub(crate) use self::scratch::collect;
 pub use self::snapshot::SnapshotOptions;

@@ -1,12 +1,12 @@
 //! What a new machine needs for a bundle, compared with what there is.
 
 use std::fs::File;
-use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use machinen_abi::open::{Operation, Tag};
 
-use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features};
+use super::halves::{self, Halves};
+use super::meta::{self, LINEAGE, Meta, RESTORED_FROM, host_features, open_part};
 use super::{LAYER, Tcp};
 use crate::agent::printable;
 use crate::agent::request::{Command, Request};
@@ -24,6 +24,8 @@ pub struct RestoreOptions {
     trusted: bool,
     /// What is worth a word before the start.
     warnings: Vec<String>,
+    /// Where the guest has the directories whose halves are in the bundle, and their numbers.
+    halves: Vec<(String, usize)>,
 }
 
 impl RestoreOptions {
@@ -36,7 +38,7 @@ impl RestoreOptions {
         let meta = Meta::read(dir)?;
         let bundle = std::path::absolute(dir).unwrap_or_else(|_| dir.to_owned());
         let (lazy, tcp, force, trusted) = (false, Tcp::Refuse, false, false);
-        Ok(RestoreOptions { bundle, meta, lazy, tcp, force, trusted, warnings: Vec::new() })
+        Ok(RestoreOptions { bundle, meta, lazy, tcp, force, trusted, warnings: Vec::new(), halves: Vec::new() })
     }
 
     /// Memory comes page by page when it is needed.
@@ -92,6 +94,7 @@ impl RestoreOptions {
         }
         options.shares.extend(needed.shares);
         options.mounts.extend(needed.mounts);
+        options.mounts.extend(self.take_halves(&options)?);
         self.compare_processor()?;
         options.command =
             Command { terminal: options.command.terminal, detached: options.command.detached, ..Command::default() };
@@ -116,7 +119,7 @@ impl RestoreOptions {
                 .rsplit_once(':')
                 .filter(|(host, guest)| host.starts_with('/') && guest.starts_with('/'))
                 .ok_or_else(|| invalid("mount", text))?;
-            if options.mounts.iter().all(|(_, own)| own != guest) {
+            if self.meta.halves.is_empty() && options.mounts.iter().all(|(_, own)| own != guest) {
                 needed.mounts.push((host.into(), guest.into()));
             }
         }
@@ -127,6 +130,33 @@ impl RestoreOptions {
             }
         }
         Ok(needed)
+    }
+
+    /// The mounts whose halves are in the bundle: they need nothing of the host. Those that `options` has are another directory's.
+    fn take_halves(&mut self, options: &BootOptions) -> Result<Vec<(PathBuf, String)>> {
+        let mut taken = Vec::new();
+        for (number, text) in self.meta.mounts.iter().enumerate().filter(|_| !self.meta.halves.is_empty()) {
+            let Some((host, guest)) = text.rsplit_once(':') else { continue };
+            if options.mounts.iter().any(|(_, own)| own == guest) {
+                self.warnings.push(format!(
+                    "{}: it is another directory than the bundle's: what was written there is left out",
+                    printable(guest)
+                ));
+            } else {
+                self.halves.push((guest.to_owned(), number));
+                taken.push((host.into(), guest.to_owned()));
+            }
+        }
+        Ok(taken)
+    }
+
+    /// Both halves of what the guest has at `guest`, where they come from the bundle.
+    ///
+    /// # Errors
+    /// `BUNDLE_INVALID`.
+    pub(crate) fn halves(&self, guest: &str) -> Result<Option<Halves>> {
+        let number = self.halves.iter().find(|(at, _)| at == guest).map(|(_, number)| *number);
+        number.map(|number| halves::open_both(&self.bundle, number)).transpose()
     }
 
     /// Whoever made it may have named any directory of this user's, and the processes in it would have that.
@@ -193,9 +223,7 @@ impl RestoreOptions {
     /// `BUNDLE_INVALID`.
     pub(crate) fn layer(&self, key: &str) -> Result<Option<File>> {
         let path = self.bundle.join(LAYER);
-        // A pipe would have this program wait for somebody who writes to it, and a link give the guest another file of this user's.
-        let flags = rustix::fs::OFlags::NONBLOCK | rustix::fs::OFlags::NOFOLLOW;
-        match File::options().read(true).custom_flags(flags.bits().cast_signed()).open(&path) {
+        match open_part(&self.bundle, LAYER) {
             Ok(file) => Ok(Some(file).filter(|_| self.meta.image_key == key)),
             Err(cause) if cause.kind() == std::io::ErrorKind::NotFound => Ok(None),
             Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
@@ -263,7 +291,16 @@ mod tests {
             ..Meta::default()
         };
         let (lazy, tcp, force, trusted) = (false, Tcp::Refuse, false, false);
-        RestoreOptions { bundle: "/b".into(), meta, lazy, tcp, force, trusted, warnings: Vec::new() }
+        RestoreOptions {
+            bundle: "/b".into(),
+            meta,
+            lazy,
+            tcp,
+            force,
+            trusted,
+            warnings: Vec::new(),
+            halves: Vec::new(),
+        }
     }
 
     fn nothing() -> BootOptions {
@@ -291,6 +328,27 @@ mod tests {
         let mut plain = restore(false);
         plain.meta = Meta::default();
         assert!(plain.boot_options(nothing()).is_ok());
+    }
+
+    #[test]
+    fn what_a_bundle_brings_itself_needs_nothing_of_the_host() {
+        let with_halves = || {
+            let mut restore = restore(false);
+            restore.meta.halves = vec![("0.lower".into(), 1), ("0.upper".into(), 1)];
+            restore.meta.shares.clear();
+            restore
+        };
+        let options = |options| with_halves().boot_options(options).unwrap();
+        let plain = options(BootOptions::new("i"));
+        assert_eq!(plain.mounts, [("/etc".into(), "/m".to_owned())]);
+        let restore = plain.restore.unwrap();
+        assert_eq!(restore.halves, [("/m".to_owned(), 0)]);
+        assert_eq!(restore.halves("/m").unwrap_err().code(), "BUNDLE_INVALID");
+        assert!(restore.halves("/n").unwrap().is_none() && restore.warnings.is_empty());
+        let other = options(BootOptions::new("i").mount("/tmp", "/m"));
+        assert_eq!(other.mounts, [("/tmp".into(), "/m".to_owned())]);
+        let restore = other.restore.unwrap();
+        assert!(restore.halves("/m").unwrap().is_none() && restore.warnings[0].starts_with("/m: "));
     }
 
     #[test]

@@ -13,13 +13,13 @@ use machinen_abi::open::{Operation, Tag};
 use serde_json::Value;
 
 use super::inner::Inner;
-use super::meta::Meta;
-use super::{Engine, LAYER, Tcp, ctl};
+use super::meta::{self, Meta};
+use super::{Engine, LAYER, LOWERS, Tcp, ctl, halves};
 use crate::agent::relay::{Done, Over, Relay};
 use crate::agent::request::Request;
 use crate::agent::{self, printable};
 use crate::error::{Error, Result};
-use crate::registry::Registry;
+use crate::registry::{Entry, Registry};
 use crate::vm::{BUNDLE_TAG, Vm};
 
 /// Another dump, or the memory of a lazy restore, is not through yet.
@@ -75,14 +75,11 @@ impl Vm {
         let _turn = self.take_turn()?;
         let mut inner = Inner::make(dir)?;
         let dump = self.dump_when_free(&inner, options, &mut steps, limit);
-        let made = dump.and_then(|dump| {
-            let meta = Meta::of(&entry, self.label(), dump.workload.clone());
-            match self.keep(&mut inner, meta, options, &mut steps, limit) {
-                Ok(meta) => Ok((dump, meta)),
-                Err(error) => {
-                    refuse(dump, limit);
-                    Err(error)
-                }
+        let made = dump.and_then(|dump| match self.keep(&mut inner, &entry, &dump, options, &mut steps, limit) {
+            Ok(meta) => Ok((dump, meta)),
+            Err(error) => {
+                refuse(dump, limit);
+                Err(error)
             }
         });
         let made = made.map_err(|error| self.late(error, options, limit));
@@ -120,12 +117,15 @@ impl Vm {
     fn keep(
         &self,
         inner: &mut Inner,
-        mut meta: Meta,
+        entry: &Entry,
+        dump: &Dump,
         options: &SnapshotOptions,
         steps: &mut Steps,
         limit: Option<Instant>,
     ) -> Result<Meta> {
         self.save_disk(inner.bundle(), limit)?;
+        let lowers = meta::strings(entry.other.get(LOWERS).unwrap_or(&Value::Null));
+        halves::save(self.dir(), inner.bundle(), &lowers, limit)?;
         steps.end("disk");
         inner.give()?;
         if !options.leave_running {
@@ -136,6 +136,7 @@ impl Vm {
         if limit.is_some_and(|limit| Instant::now() >= limit) {
             return Err(failed(self.label(), "all is written, but too late".into()));
         }
+        let mut meta = Meta::of(entry, self.label(), dump.workload.clone());
         meta.phases.clone_from(&steps.done);
         meta.write(inner.bundle())?;
         Ok(meta)

@@ -16,6 +16,7 @@
 //! ```
 
 mod monitor;
+mod mounts;
 mod options;
 mod resolve;
 mod shares;

@@ -19,6 +19,7 @@ use rustix::fs::{MemfdFlags, memfd_create};
 use serde_json::json;
 
 use super::monitor::{Running, Waited};
+use super::mounts;
 use super::options::BootOptions;
 use super::resolve::{Kernel, resolve_image, resolve_kernel, resolve_vmm};
 use super::shares::{self, Shared};
@@ -26,11 +27,10 @@ use crate::agent::relay::now_ns;
 use crate::agent::signals::Signals;
 use crate::agent::wire::{Wire, protocol};
 use crate::agent::{AGENT_SOCKET, MAIN_SOCKET, Refusal, add_mark};
-use crate::bundle::{IMAGE_KEY, IMAGE_PATH, KERNEL_ID, LAZY, There};
+use crate::bundle::{Halves, IMAGE_KEY, IMAGE_PATH, KERNEL_ID, LAZY, LOWERS, There};
 use crate::error::{Error, Result};
-use crate::phases::Phases;
 use crate::registry::{Claim, Entry, Process, Registry};
-use crate::{assets, bootlog, imagecache, kernel, mountdisk, net, rootfs_img};
+use crate::{assets, bootlog, imagecache, kernel, net, rootfs_img};
 
 /// The console of the guest, and what the monitor says.
 pub const BOOT_LOG: &str = "boot.log";
@@ -104,7 +104,7 @@ pub(crate) struct Prepared<'a> {
     /// Which one that is, for bundles.
     kernel_id: Option<String>,
     disk: PathBuf,
-    mounts: Vec<Mounted>,
+    mounts: Vec<Halves>,
     shares: Vec<Shared>,
     /// What another machine has written to the disk.
     layer: Option<File>,
@@ -143,7 +143,7 @@ pub(crate) fn prepare(options: &BootOptions) -> Result<Prepared<'_>> {
         layer = restore.layer(&image_key)?;
     }
     marks.push((now_ns(), "image ready".into()));
-    let mounts = mounts(options)?;
+    let mounts = mounts::open_all(options)?;
     let initrd = initramfs(init, &kernel, options, &shares)?;
     Ok(Prepared { options, vmm, kernel, kernel_id, disk, mounts, shares, layer, bundle, initrd, marks, warnings })
 }
@@ -245,6 +245,8 @@ impl Prepared<'_> {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mounted = |(host, guest): &(PathBuf, String)| format!("{}:{guest}", absolute(host).display());
         entry.mounts = options.mounts.iter().map(mounted).collect();
+        let lowers = self.mounts.iter().map(|halves| halves.lower_path.to_string_lossy());
+        entry.other.insert(LOWERS.into(), lowers.collect());
         entry.shares = shares::entries(&self.shares);
         entry.detached = options.command.detached;
         entry.parent = std::env::var("MACHINEN_PARENT").ok().filter(|parent| !parent.is_empty());
@@ -275,9 +277,8 @@ impl Prepared<'_> {
         if let Some(layer) = &self.layer {
             command.arg("--root-layer").arg(own(layer));
         }
-        for mounted in &self.mounts {
-            command.arg("--disk").arg(format!("{}:ro", mounted.lower.display()));
-            command.arg("--disk").arg(format!("{}:cow", own(&mounted.upper)));
+        for Halves { lower, upper, .. } in &self.mounts {
+            command.arg("--disk").arg(format!("{}:ro", own(lower))).arg("--disk").arg(format!("{}:cow", own(upper)));
         }
         shares::arguments(&self.shares, self.bundle.as_ref(), command);
         // Relative: the monitor works in the machine's directory, whose path may hold anything.
@@ -353,21 +354,6 @@ fn no_image() -> Error {
         "machinen run IMAGE [-- COMMAND...]; IMAGE is a tar file, a directory or an ext4 image, as of: \
         mmdebstrap --variant=minbase stable debian.tar, or docker export CONTAINER >image.tar",
     )
-}
-
-/// A directory of the host for the guest: the squashfs image of it, and an empty file system for what is written.
-#[derive(Debug)]
-struct Mounted {
-    lower: PathBuf,
-    upper: File,
-}
-
-fn mounts(options: &BootOptions) -> Result<Vec<Mounted>> {
-    let mut phases = Phases::new("machinen-run", options.verbose);
-    let make = |(host, _): &(PathBuf, String)| {
-        Ok(Mounted { lower: mountdisk::lower_of(host, &mut phases)?, upper: mountdisk::empty_upper()? })
-    };
-    options.mounts.iter().map(make).collect()
 }
 
 /// The initramfs: /init, modules, and which disks there are.

@@ -157,6 +157,13 @@ impl Disk {
         }
     }
 
+    /// Writes all that the guest finds on it to an empty file.
+    ///
+    /// Errors: of the host.
+    pub fn flatten(&self, out: &File) -> io::Result<()> {
+        saved::flatten(&self.base, &self.layers, self.bytes, out)
+    }
+
     /// Reads `bytes` bytes at `offset` into `buffers`. The range lies within the disk.
     ///
     /// Errors: of the host; an image that has become shorter is `UnexpectedEof`.

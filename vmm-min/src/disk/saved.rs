@@ -1,6 +1,6 @@
-//! A layer as a file: what a guest wrote, for another machine with the same image.
+//! What a guest wrote as a file, for another machine: a layer, where that has the same image, or the disk as the guest sees it.
 //!
-//! Its clusters lie where they lie on the disk, with holes between. After the last come the map of those that it has, 64-bit words, and a
+//! A layer's clusters lie where they lie on the disk, with holes between. After the last come the map of those that it has, 64-bit words, and a
 //! trailer: the format's name, the disk's length in bytes, the number of words. All numbers are little-endian.
 
 use std::fs::File;
@@ -8,6 +8,7 @@ use std::io;
 use std::os::unix::fs::FileExt;
 
 use super::layer::{CLUSTER_BYTES, Cluster, Layer, words};
+use crate::sys;
 
 const MAGIC: [u8; 8] = *b"mchnlyr1";
 const TRAILER_BYTES: u64 = 24;
@@ -19,11 +20,41 @@ pub fn save(layers: &[Layer], bytes: u64, out: &File) -> io::Result<()> {
     let words = words(bytes)?;
     let end = bytes.next_multiple_of(CLUSTER_BYTES);
     out.set_len(end)?;
-    let mut buffer = vec![0; usize::try_from(RUN * CLUSTER_BYTES).map_err(io::Error::other)?];
-    let mut map = Vec::with_capacity(words * 8);
+    copy_clusters(layers, words, out)?;
+    let present = |word| layers.iter().fold(0, |all, layer| all | layer.word(word));
+    let map: Vec<u8> = (0..words).flat_map(|word| present(word).to_le_bytes()).collect();
+    out.write_all_at(&map, end)?;
+    let trailer = [MAGIC, bytes.to_le_bytes(), (words as u64).to_le_bytes()].concat();
+    out.write_all_at(&trailer, end + map.len() as u64)
+}
+
+/// Writes what a disk of `bytes` bytes holds to the empty file `out`: `base`, with holes where it has some, and `layers` over it.
+pub fn flatten(base: &File, layers: &[Layer], bytes: u64, out: &File) -> io::Result<()> {
+    out.set_len(bytes)?;
+    let mut buffer = buffer()?;
+    let mut at = 0;
+    while let Some(data) = sys::next_data(base, at)? {
+        at = data.start;
+        while at < data.end {
+            let count = usize::try_from((data.end - at).min(buffer.len() as u64)).map_err(io::Error::other)?;
+            base.read_exact_at(&mut buffer[..count], at)?;
+            out.write_all_at(&buffer[..count], at)?;
+            at += count as u64;
+        }
+    }
+    copy_clusters(layers, words(bytes)?, out)?;
+    // The last cluster may go beyond the disk.
+    out.set_len(bytes)
+}
+
+fn buffer() -> io::Result<Vec<u8>> {
+    Ok(vec![0; usize::try_from(RUN * CLUSTER_BYTES).map_err(io::Error::other)?])
+}
+
+/// Writes the clusters of `layers` where they lie on the disk, from the highest layer that has each.
+fn copy_clusters(layers: &[Layer], words: usize, out: &File) -> io::Result<()> {
+    let mut buffer = buffer()?;
     for word in 0..words {
-        let present = layers.iter().fold(0, |all, layer| all | layer.word(word));
-        map.extend_from_slice(&present.to_le_bytes());
         let first = word as u64 * RUN;
         let mut cluster = first;
         while cluster < first + RUN {
@@ -41,9 +72,7 @@ pub fn save(layers: &[Layer], bytes: u64, out: &File) -> io::Result<()> {
             cluster += count as u64;
         }
     }
-    out.write_all_at(&map, end)?;
-    let trailer = [MAGIC, bytes.to_le_bytes(), (words as u64).to_le_bytes()].concat();
-    out.write_all_at(&trailer, end + map.len() as u64)
+    Ok(())
 }
 
 /// Reads the map of a file that [`save`] made for a disk of as many bytes. Errors: of the host, `InvalidData` with why.
@@ -80,6 +109,34 @@ mod tests {
         let file = File::options().create_new(true).read(true).write(true).open(&path).expect("a file");
         std::fs::remove_file(path).expect("removed");
         file
+    }
+
+    #[test]
+    fn a_disk_is_flattened_with_its_holes() {
+        use std::os::unix::fs::MetadataExt;
+        let bytes = 300 * CLUSTER_BYTES - 512;
+        let base = file("base");
+        base.set_len(200 * CLUSTER_BYTES + 5).expect("long");
+        for at in [0, 5 * CLUSTER_BYTES, 200 * CLUSTER_BYTES] {
+            base.write_all_at(&[1; 5], at).expect("written");
+        }
+        let mut layer = Layer::new(bytes).expect("a layer");
+        layer.put(5, &[0; 4096]).expect("put");
+        layer.put(299, &[2; 4096]).expect("put");
+        let out = file("flat");
+        flatten(&base, &[layer], bytes, &out).expect("flattened");
+        let value = |at: u64| {
+            let mut byte = [9];
+            out.read_exact_at(&mut byte, at).expect("read");
+            byte[0]
+        };
+        assert_eq!([0, 4, 5, 5 * CLUSTER_BYTES, 200 * CLUSTER_BYTES + 4, bytes - 1].map(value), [1, 1, 0, 0, 1, 2]);
+        let found = out.metadata().expect("metadata");
+        assert!(found.len() == bytes && found.blocks() * 512 < bytes / 4, "{found:?}");
+        // No layer at all, as for a disk that is only read.
+        let out = file("plain");
+        flatten(&base, &[], bytes, &out).expect("flattened");
+        assert_eq!(out.metadata().expect("metadata").len(), bytes);
     }
 
     #[test]
