@@ -148,7 +148,7 @@ fn a_tree_with_pipes_and_a_large_heap() {
         tree.expect("2 OWT True\n");
         let now = pending(&cli, "t");
         println!("after the first answer: {now} pages are to come");
-        // None are where all of it came at once.
+        // None, where all came first though it was asked for later.
         assert_eq!(now.is_u64(), lazy, "{now}");
         wait_until("all has come", || pending(&cli, "t").as_u64().is_none_or(|pages| pages == 0));
         tree.type_in("three\n");
