@@ -50,6 +50,7 @@ fn a_running_machine_is_asked() {
             ("share s ro\n", "ok\n"),
             ("unshare s\n", "ok\n"),
             ("unshare other\n", "error CTL_NO_SHARE the machine has no share other\n"),
+            ("disk x\n", "error CTL_REQUEST disk needs a number\n"),
             ("stop\n", "error CTL_REQUEST "),
         ] {
             let said = ask(&socket, line, &directory);
@@ -61,6 +62,10 @@ fn a_running_machine_is_asked() {
         assert!(said.starts_with(layer), "{flag}: {said}");
         // A layer has a trailer, also when nothing was written.
         assert_eq!(fs::metadata(&out).unwrap().len() > 1 << 20, layer == "ok\n", "{flag}");
+        let file = File::options().read(true).write(true).create(true).truncate(true).open(&out).unwrap();
+        assert_eq!(ask(&socket, "disk 0\n", &file), "ok\n", "{flag}");
+        assert_eq!(fs::metadata(&out).unwrap().len(), 1 << 20, "{flag}");
+        assert!(ask(&socket, "disk 1\n", &file).starts_with("error CTL_NO_DISK "));
         // The guest goes on, and the socket goes with its end.
         std::io::Write::write_all(&mut stdin, b"b").unwrap();
         assert_eq!(read_bytes(&mut stdout, 1), b"b");

@@ -150,6 +150,7 @@ impl Client {
 
 /// Reads a request. Errors: `CTL_REQUEST`.
 fn parse(line: &[u8], descriptor: Option<OwnedFd>) -> std::result::Result<Request, Refusal> {
+    const NO_DESCRIPTOR: &str = "it needs a descriptor (SCM_RIGHTS)";
     let bad = |why: &str| Err(Refusal::new("CTL_REQUEST", why));
     let Ok(line) = std::str::from_utf8(line) else { return bad("not UTF-8") };
     let words: Vec<&str> = line.split(' ').collect();
@@ -159,13 +160,13 @@ fn parse(line: &[u8], descriptor: Option<OwnedFd>) -> std::result::Result<Reques
         ["layer"] => {
             return match descriptor {
                 Some(file) => Ok(Request::Layer { file }),
-                None => bad("layer needs the descriptor of a file (SCM_RIGHTS)"),
+                None => bad(NO_DESCRIPTOR),
             };
         }
         ["disk", number] => {
             return match (number.parse(), descriptor) {
                 (Ok(number), Some(file)) => Ok(Request::Disk { number, file }),
-                (Ok(_), None) => bad("disk needs the descriptor of a file (SCM_RIGHTS)"),
+                (Ok(_), None) => bad(NO_DESCRIPTOR),
                 (Err(_), _) => bad("disk needs a number"),
             };
         }
@@ -174,7 +175,7 @@ fn parse(line: &[u8], descriptor: Option<OwnedFd>) -> std::result::Result<Reques
     };
     match descriptor {
         Some(root) => Ok(Request::Share { tag: (*tag).to_owned(), root, read_only }),
-        None => bad("share needs the descriptor of a directory (SCM_RIGHTS)"),
+        None => bad(NO_DESCRIPTOR),
     }
 }
 
