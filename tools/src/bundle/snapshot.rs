@@ -76,7 +76,7 @@ impl Vm {
         let registry = Registry::open()?;
         let vm = registry.find(self.id())?;
         // Until the end of this nobody else puts a directory on the share.
-        let turn = self.take_turn()?;
+        let mut turn = Some(self.take_turn()?);
         let mut inner = Inner::make(dir)?;
         let dump = self.dump_when_free(&inner, options, &mut steps, limit);
         let made = dump.and_then(|dump| match self.keep(&mut inner, &vm.entry, &dump, options, &mut steps, limit) {
@@ -90,6 +90,10 @@ impl Vm {
         let ended = match made {
             // From here on it is the guest's to say what becomes of the processes.
             Ok((dump, meta)) => {
+                if !options.leave_running {
+                    // Whoever is to remove the machine's directory when it has ended takes the same lock, and does not wait.
+                    drop(turn.take());
+                }
                 self.take(dump, dir, &mut steps).map_or_else(End::Unknown, |()| End::Taken(Box::new(meta)))
             }
             Err(error) => End::Refused(error),
@@ -111,8 +115,7 @@ impl Vm {
                 if !options.leave_running && vm.wait_dead(left.min(END_PATIENCE)) {
                     vm.end_helpers();
                     if vm.entry.detached {
-                        // Nobody else is there to do it, but for machinen gc. Whoever removes it has its lock.
-                        drop(turn);
+                        // Nobody else is there to do it, but for machinen gc.
                         let _ = registry.remove(&vm);
                     }
                 }
