@@ -6,7 +6,7 @@ use std::fs;
 use std::time::Duration;
 
 use machinen_tests::guest::{Guest, Scratch, monitor};
-use machinen_tests::{Finished, asset, soak};
+use machinen_tests::{Finished, asset, bin, soak};
 
 /// The whole of pjdfstest takes a minute or two in the lab.
 const PATIENCE: Duration = Duration::from_secs(900);
@@ -20,6 +20,7 @@ fn suite(program: &str, config: &str, script: &str) -> Finished {
     fs::create_dir(scratch.path("shared")).unwrap();
     let guest = Guest::busybox(script)
         .file(&format!("bin/{program}"), 0o755, fs::read(asset(program)).unwrap())
+        .file("suite/sleep", 0o755, fs::read(bin("machinen-sleep")).unwrap())
         .file("etc/config.toml", 0o644, config)
         .file("etc/passwd", 0o644, PASSWD)
         .file("etc/group", 0o644, GROUP)
@@ -32,7 +33,9 @@ fn suite(program: &str, config: &str, script: &str) -> Finished {
 #[test]
 fn pjdfstest_finds_a_file_system_of_posix() {
     let config = include_str!("../../fixtures/suites/pjdfstest.toml");
-    let finished = suite("pjdfstest", config, "export NO_COLOR=1; pjdfstest -c /etc/config.toml -p /s -s /tmp");
+    // One of the tests runs a copy of sleep, by another name.
+    let finished =
+        suite("pjdfstest", config, "export NO_COLOR=1 PATH=/suite:$PATH; pjdfstest -c /etc/config.toml -p /s -s /tmp");
     let printed = finished.printed();
     let unexpected = printed.lines().filter(|line| line.contains("FAILED") || line.contains("UNEXPECT"));
     assert_eq!(unexpected.collect::<Vec<_>>(), [""; 0], "{printed}");

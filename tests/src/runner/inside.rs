@@ -44,6 +44,7 @@ const BINS: &[&str] = &[
     "machinen-traffic",
     "machinen-vsock-peer",
     "machinen-without-userfaultfd",
+    "machinen-sleep",
 ];
 const SHARED_ASSETS: &[&str] = &["vmlinuz", "vmlinux", "busybox", "modules", "vmlinux-tuned", "pjdfstest", "fsx"];
 

@@ -115,7 +115,8 @@ pub static FEATURES: &[Feature] = &[
             any(&["NET_NS"]),
             any(&["PROC_CHILDREN"]),
             any(&["PROC_PAGE_MONITOR"]),
-            any(&["MEM_SOFT_DIRTY"]),
+            // For dumps in steps, which there are not on aarch64.
+            (On::X86, &["MEM_SOFT_DIRTY"]),
             any(&["USERFAULTFD"]),
             any(&["EVENTFD"]),
             any(&["FHANDLE"]),
@@ -213,6 +214,9 @@ mod tests {
         assert!(missing("CONFIG_X86_64=y").contains(&"X86_MPPARSE"));
         let arm = missing("CONFIG_ARM64=y");
         assert!(arm.contains(&"OF") && !arm.contains(&"KVM_GUEST"), "{arm:?}");
+        let needs_it =
+            |text: &str| find("criu").expect("there").support(&Config::parse(text)).missing.contains(&"MEM_SOFT_DIRTY");
+        assert!(needs_it("CONFIG_X86_64=y") && !needs_it("CONFIG_ARM64=y"));
     }
 
     #[test]
