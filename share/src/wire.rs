@@ -82,7 +82,6 @@ pub mod opcode {
 pub mod init {
     #![allow(missing_docs, reason = "the names are the specification's")]
     pub const ASYNC_READ: u32 = 1 << 0;
-    pub const ATOMIC_O_TRUNC: u32 = 1 << 3;
     pub const BIG_WRITES: u32 = 1 << 5;
     pub const AUTO_INVAL_DATA: u32 = 1 << 12;
     pub const DO_READDIRPLUS: u32 = 1 << 13;
@@ -92,9 +91,9 @@ pub mod init {
     pub const MAX_PAGES: u32 = 1 << 22;
     pub const HANDLE_KILLPRIV_V2: u32 = 1 << 28;
 
-    /// All of them. No write-back cache: the guest would not see what the host does to a file that it has written to.
+    /// All of them. No write-back cache: the guest would not see what the host does to a file that it has written to. No emptying
+    /// by open alone (`ATOMIC_O_TRUNC`): Linux would refuse to empty a program that runs only when it is empty already.
     pub const WANTED: u32 = ASYNC_READ
-        | ATOMIC_O_TRUNC
         | BIG_WRITES
         | AUTO_INVAL_DATA
         | DO_READDIRPLUS
