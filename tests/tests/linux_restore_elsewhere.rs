@@ -305,7 +305,7 @@ fn a_copied_directory_goes_with_the_processes() {
         assert_eq!(keeper.end().code(), Some(7), "{}", keeper.printed());
         keeper.printed()
     };
-    // The bundle between source and copy is gone, and with it the name of the image: a copy of that is in the copy's own.
+    // The bundle between source and copy is gone: a copy of its image is in the copy's own.
     let of_copy = cli.path("of-copy");
     let mut copied = Session::on_pipes(cli.command("fork", &["--name", "c", "k"]));
     copied.type_in("two\n");

@@ -16,10 +16,10 @@ pub(super) const HALVES: &str = "mounts";
 /// Both, open.
 #[derive(Debug)]
 pub(crate) struct Halves {
-    /// Path of the read-only image.
-    pub lower_path: PathBuf,
-    /// That image.
+    /// The read-only image.
     pub lower: File,
+    /// Its path where that is in the cache, whose names say what is in the files. Any other may be another image's by now.
+    pub cached: Option<PathBuf>,
     /// What was written.
     pub upper: File,
 }
@@ -28,7 +28,8 @@ fn name(number: usize, half: &str) -> String {
     format!("{HALVES}/{number}.{half}")
 }
 
-/// Puts the halves of the machine in `dir` into `bundle`, while its processes stand still. `lowers` are the images as they were found.
+/// Puts the halves of the machine in `dir` into `bundle`, while its processes stand still. `lowers` are the images' paths
+/// in the cache, empty for others.
 ///
 /// Errors: `SNAPSHOT_DIRECTORY`.
 pub(super) fn save(dir: &Path, bundle: &Path, lowers: &[String], limit: Option<Instant>) -> Result<()> {
@@ -40,7 +41,7 @@ pub(super) fn save(dir: &Path, bundle: &Path, lowers: &[String], limit: Option<I
     for (number, lower) in lowers.iter().enumerate() {
         for (half, disk) in [("lower", 1 + 2 * number), ("upper", 2 + 2 * number)] {
             let path = bundle.join(name(number, half));
-            // An image is never written to: another name for it is as good as a copy. It may be gone, or on another file system.
+            // An image is never written to: another name for it is as good as a copy. It may be none, gone, or on another file system.
             if half == "lower" && fs::hard_link(lower, &path).is_ok() {
                 continue;
             }
@@ -59,14 +60,12 @@ pub(super) fn save(dir: &Path, bundle: &Path, lowers: &[String], limit: Option<I
 /// Errors: `BUNDLE_INVALID`.
 pub(super) fn open_both(bundle: &Path, number: usize) -> Result<Halves> {
     let open = |half| {
-        let path = bundle.join(name(number, half));
-        match open_part(bundle, &name(number, half)) {
-            Ok(file) => Ok((path, file)),
-            Err(cause) => Err(Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)),
-        }
+        open_part(bundle, &name(number, half)).map_err(|cause| {
+            let path = bundle.join(name(number, half));
+            Error::host("BUNDLE_INVALID", format!("open {}", path.display()), cause)
+        })
     };
-    let ((lower_path, lower), (_, upper)) = (open("lower")?, open("upper")?);
-    Ok(Halves { lower_path, lower, upper })
+    Ok(Halves { lower: open("lower")?, cached: None, upper: open("upper")? })
 }
 
 #[cfg(test)]
@@ -83,7 +82,7 @@ mod tests {
             fs::write(at(name), "").unwrap();
         }
         symlink("0.upper", at("1.upper")).unwrap();
-        assert_eq!(open_both(&bundle, 0).unwrap().lower_path, at("0.lower"));
+        assert!(open_both(&bundle, 0).unwrap().cached.is_none());
         for number in [1, 2] {
             assert_eq!(open_both(&bundle, number).unwrap_err().code(), "BUNDLE_INVALID");
         }

@@ -270,7 +270,7 @@ pub(crate) const IMAGE_PATH: &str = "image_path";
 pub(crate) const IMAGE_KEY: &str = "image_key";
 /// In an entry: what identifies the content of the kernel.
 pub(crate) const KERNEL_ID: &str = "kernel_id";
-/// In an entry: the read-only images of its mounts.
+/// In an entry: where the cache has the read-only images of its mounts; empty for one from a bundle.
 pub(crate) const LOWERS: &str = "lowers";
 /// In an entry: the machines that it came from, the nearest first.
 pub(crate) const LINEAGE: &str = "lineage";

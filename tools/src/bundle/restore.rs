@@ -94,7 +94,7 @@ impl RestoreOptions {
         }
         options.shares.extend(needed.shares);
         options.mounts.extend(needed.mounts);
-        options.mounts.extend(self.take_halves(&options)?);
+        options.mounts.extend(self.take_halves(&options));
         self.compare_processor()?;
         options.command =
             Command { terminal: options.command.terminal, detached: options.command.detached, ..Command::default() };
@@ -133,9 +133,12 @@ impl RestoreOptions {
     }
 
     /// The mounts whose halves are in the bundle: they need nothing of the host. Those that `options` has are another directory's.
-    fn take_halves(&mut self, options: &BootOptions) -> Result<Vec<(PathBuf, String)>> {
+    fn take_halves(&mut self, options: &BootOptions) -> Vec<(PathBuf, String)> {
         let mut taken = Vec::new();
-        for (number, text) in self.meta.mounts.iter().enumerate().filter(|_| !self.meta.halves.is_empty()) {
+        if self.meta.halves.is_empty() {
+            return taken;
+        }
+        for (number, text) in self.meta.mounts.iter().enumerate() {
             let Some((host, guest)) = text.rsplit_once(':') else { continue };
             if options.mounts.iter().any(|(_, own)| own == guest) {
                 self.warnings.push(format!(
@@ -147,7 +150,7 @@ impl RestoreOptions {
                 taken.push((host.into(), guest.to_owned()));
             }
         }
-        Ok(taken)
+        taken
     }
 
     /// Both halves of what the guest has at `guest`, where they come from the bundle.

@@ -20,10 +20,10 @@ pub(super) fn open_all(options: &BootOptions) -> Result<Vec<Halves>> {
         {
             return Ok(halves);
         }
-        let lower_path = mountdisk::lower_of(host, &mut phases)?;
-        let lower = File::open(&lower_path)
-            .map_err(|cause| Error::host("MOUNTDISK_HOST", format!("open {}", lower_path.display()), cause))?;
-        Ok(Halves { lower_path, lower, upper: mountdisk::empty_upper()? })
+        let path = mountdisk::lower_of(host, &mut phases)?;
+        let lower = File::open(&path)
+            .map_err(|cause| Error::host("MOUNTDISK_HOST", format!("open {}", path.display()), cause))?;
+        Ok(Halves { lower, cached: Some(path), upper: mountdisk::empty_upper()? })
     };
     options.mounts.iter().map(open).collect()
 }

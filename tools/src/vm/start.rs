@@ -245,7 +245,8 @@ impl Prepared<'_> {
         let absolute = |path: &Path| std::path::absolute(path).unwrap_or_else(|_| path.to_owned());
         let mounted = |(host, guest): &(PathBuf, String)| format!("{}:{guest}", absolute(host).display());
         entry.mounts = options.mounts.iter().map(mounted).collect();
-        let lowers = self.mounts.iter().map(|halves| halves.lower_path.to_string_lossy());
+        let lowers =
+            self.mounts.iter().map(|halves| halves.cached.as_deref().unwrap_or(Path::new("")).to_string_lossy());
         entry.other.insert(LOWERS.into(), lowers.collect());
         entry.shares = shares::entries(&self.shares);
         entry.detached = options.command.detached;
